@@ -1,0 +1,1 @@
+"""Where images come from, how shards are written, verified and read. Knows nothing of models."""

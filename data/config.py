@@ -1,0 +1,49 @@
+"""The `data` section of a configuration."""
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from data.sources import SOURCES
+
+
+class DataConfig(BaseModel):
+    """Which images are read, from where and how they are cut into tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Name of the data set: a key of data.sources.SOURCES.
+    source: str
+    # Folder with the shards and their index.json.
+    shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
+    # Side of the square images, pixels.
+    image_size: int = Field(32, gt=0)
+    # Side of a square patch, pixels.
+    patch_size: int = Field(4, gt=0)
+    # A split of at most this many bytes of uint8 pixels stays in memory; a larger one is read at random.
+    memory_bytes: int = Field(2**31, ge=0)
+    # Threads that read batches ahead; 0 reads in the training loop.
+    workers: int = Field(0, ge=0)
+    # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
+    code_dim: int | None = Field(None, gt=0)
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source not in SOURCES:
+            raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
+        return source
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> "DataConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """L: tokens of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def token_dim(self) -> int:
+        """D: width of one token, 3 * patch_size^2 values in [0, 1] or a code."""
+        return self.code_dim or 3 * self.patch_size**2

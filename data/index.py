@@ -1,0 +1,187 @@
+"""The index of a folder of shards: what is in it, and where every record lies. Read, never trusted."""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import UserError
+from data.sources import SOURCES
+
+INDEX_NAME = "index.json"
+HEADER_BYTES = 4096  # no .npy header of ours is longer
+
+Count = Annotated[int, Field(gt=0)]
+# No dots, because webdataset ends the key of a record at the first one.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Member(_Model):
+    """One .npy file inside a tar: its first byte and its size, in bytes."""
+
+    offset: Annotated[int, Field(ge=0)]
+    bytes: Count
+
+
+class Record(_Model):
+    """`count` consecutive images: the members <key>.images.npy and <key>.labels.npy."""
+
+    key: Name
+    count: Count
+    images: Member
+    labels: Member
+
+
+class Shard(_Model):
+    """One tar file: its name in the folder, its size and checksum, and its records in file order."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\.tar$")]
+    bytes: Count
+    sha256: Sha256
+    records: Annotated[tuple[Record, ...], Field(min_length=1)]
+
+    @property
+    def images(self) -> int:
+        return sum(record.count for record in self.records)
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Shard":
+        for record in self.records:
+            for member in (record.images, record.labels):
+                if member.offset + member.bytes > self.bytes:
+                    raise ValueError(f"record {record.key} of {self.name} lies outside the file")
+        return self
+
+
+class Recipe(_Model):
+    """What decides every byte of a folder of shards: two folders of equal recipes are equal."""
+
+    version: Literal[1] = 1
+    source: Name
+    source_sha256: Sha256  # of the images and labels before they are resized
+    image_shape: tuple[Count, Count, Literal[1, 3]]  # H, W, C
+    classes: Count
+    record_images: Count  # images of a full record
+    shard_records: Count  # records of a full shard
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return math.prod(self.image_shape)
+
+    def recipe(self) -> "Recipe":
+        """The fields of the recipe alone."""
+        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
+
+
+class Sidecar(Recipe):
+    """Written beside each finished shard, so that an interrupted run can go on."""
+
+    shard: Shard
+
+
+class Index(Recipe):
+    """The whole folder: for each split its shards, in the order of the data set."""
+
+    splits: Annotated[dict[Name, Annotated[tuple[Shard, ...], Field(min_length=1)]], Field(min_length=1)]
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: sum(shard.images for shard in shards) for split, shards in self.splits.items()}
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for shards in self.splits.values() for shard in shards]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def checksum(self) -> str:
+        """Identifies the images and their order, whatever the layout of the shards."""
+        content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Index":
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) != len(names):
+            raise ValueError("a shard is named twice")
+        for record in (record for shard in self.shards for record in shard.records):
+            for member, payload in (
+                (record.images, record.count * self.image_bytes),
+                (record.labels, record.count * 8),
+            ):
+                if not payload < member.bytes <= payload + HEADER_BYTES:
+                    raise ValueError(f"record {record.key}: {member.bytes} bytes for {record.count} images")
+        return self
+
+
+def prepare_command(source: str, root: Path | str, *options: str) -> str:
+    """The command that makes the folder, for messages."""
+    return f"`{' '.join(('python launch/prepare.py', source, '--out', str(root), *options))}`"
+
+
+def sidecar_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.name}.json")
+
+
+def read_index(root: Path | str) -> Index:
+    """The index alone, without a look at the shards. UserError if it is absent or damaged."""
+    path = Path(root) / INDEX_NAME
+    source = path.parent.name if path.parent.name in SOURCES else "mnist"  # a guess, for the mend
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        mend = prepare_command(source, root)
+        raise UserError(f"{path} does not exist: write the shards with {mend}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    try:
+        return Index.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        mend = prepare_command(source, root, "--overwrite")
+        raise UserError(f"{path} is damaged ({reason}): write the shards again with {mend}") from None
+
+
+def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
+    """The shard, opened for reading. UserError if it is absent or of another size than the index says."""
+    path = Path(root) / shard.name
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        reason = error.strerror
+    else:
+        size = os.fstat(file.fileno()).st_size
+        if size == shard.bytes:
+            return file
+        file.close()
+        reason = f"has {size} bytes, the index says {shard.bytes}"
+    mend = prepare_command(index.source, root, "--overwrite")
+    raise UserError(f"{path}: {reason}; write the shards again with {mend}")
+
+
+def load_index(root: Path | str) -> Index:
+    """The index of a folder whose shards are all there and of the right size.
+
+    Raises UserError, one line with cause and mend. The contents of the shards are checked by
+    `data.verify.verify` and, record by record, when they are read.
+    """
+    index = read_index(root)
+    for shard in index.shards:
+        open_shard(root, index, shard).close()
+    return index

@@ -1,0 +1,281 @@
+"""Shards: plain tar files of batched records, written completely or not at all."""
+
+import fcntl
+import hashlib
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from data import records
+from data.errors import UserError
+from data.index import (
+    INDEX_NAME,
+    Index,
+    Member,
+    Recipe,
+    Record,
+    Shard,
+    Sidecar,
+    prepare_command,
+    read_index,
+    sidecar_path,
+)
+from data.sources import Samples, find_source
+
+log = logging.getLogger(__name__)
+
+# The files that `prepare` writes beside the index, finished or aside.
+_OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?")
+
+
+def prepare(
+    source_name: str,
+    out: Path | str,
+    *,
+    image_size: int = 32,
+    source_dir: Path | str | None = None,
+    workers: int = 1,
+    record_images: int = 1024,
+    shard_records: int = 8,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Index:
+    """Write all splits of a source as shards of `image_size` square images, and their index.
+
+    A folder that is whole is left alone; one that was interrupted is completed: shards whose sidecar agrees
+    with the request are kept. The bytes do not depend on `workers` (processes; 1 writes in this one) or on an
+    interruption. Two calls on one folder wait for one another. The outcome is logged.
+
+    image_size: pixels, 1 to 4096. source_dir: folder of the original files; None: the source's own place.
+    record_images: images of a full record. shard_records: records of a full shard.
+
+    Raises UserError when the source cannot be read, the folder cannot be written, or it holds other data and
+    `overwrite` is not set.
+    """
+    began = time.monotonic()
+    out = Path(out)
+    source = find_source(source_name)
+    if not 1 <= image_size <= 4096:
+        raise UserError(f"images of {image_size} pixels cannot be written: choose 1 to 4096")
+    splits = source.load(Path(source_dir) if source_dir is not None else None, progress)
+    content = " ".join(f"{split} {samples.sha256}" for split, samples in splits.items())
+    recipe = Recipe(
+        source=source.name,
+        source_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        image_shape=(image_size, image_size, source.channels),
+        classes=source.classes,
+        record_images=record_images,
+        shard_records=shard_records,
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            index, kept = _complete(out, recipe, splits, workers, overwrite, progress)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
+    counts = " and ".join(f"{count:,} {split}" for split, count in index.images.items())
+    content = f"{counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB"
+    if kept == len(index.shards):
+        log.info("%s is whole, nothing to do: %s", out, content)
+    else:
+        resumed = f" ({kept} shards were there already)" if kept else ""
+        log.info("wrote %s: %s, in %.1f seconds%s", out, content, time.monotonic() - began, resumed)
+    return index
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write."""
+
+    path: Path
+    recipe: Recipe
+    split: str
+    first_record: int  # its number in the split
+    samples: Samples
+
+
+def _complete(
+    out: Path, recipe: Recipe, splits: dict[str, Samples], workers: int, overwrite: bool, progress: bool
+) -> tuple[Index, int]:
+    """The index of the finished folder, and how many shards were there already."""
+    present = None
+    if overwrite:
+        (out / INDEX_NAME).unlink(missing_ok=True)  # first: from here on the folder is unfinished
+        _remove(out, keep=set())
+    elif (out / INDEX_NAME).exists():
+        present = read_index(out)
+        _refuse_other(out, present.recipe(), recipe)
+
+    jobs = {split: list(_jobs(out, recipe, split, samples)) for split, samples in splits.items()}
+    finished = {job.path: shard for split in jobs for job in jobs[split] if (shard := _finished(job))}
+    kept = len(finished)
+    todo = [job for split in jobs for job in jobs[split] if job.path not in finished]
+    total = sum(len(samples.labels_N) for samples in splits.values())
+    there = sum(shard.images for shard in finished.values())
+    shown = None if progress and todo else True  # None: on a terminal
+    with tqdm(total=total, initial=there, unit=" images", desc=str(out), disable=shown) as bar:
+        for job, shard in _write_all(todo, workers):
+            finished[job.path] = shard
+            bar.update(shard.images)
+
+    shards = {split: tuple(finished[job.path] for job in jobs[split]) for split in jobs}
+    index = Index(**recipe.model_dump(), splits=shards)
+    if todo or index != present:
+        # What an interrupted run with another request left would mislead readers that take all *.tar.
+        _remove(out, keep={name for shard in index.shards for name in (shard.name, f"{shard.name}.json")})
+        _replace(out / INDEX_NAME, index.model_dump_json(indent=1).encode())
+    return index, kept
+
+
+def _remove(out: Path, keep: set[str]) -> None:
+    """Remove the files of `prepare` but for those to keep and the index."""
+    for path in out.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in keep:
+            path.unlink()
+
+
+def _refuse_other(out: Path, found: Recipe, wanted: Recipe) -> None:
+    differing = [name for name in Recipe.model_fields if getattr(found, name) != getattr(wanted, name)]
+    if differing:
+        what = " and ".join(f"{name} {getattr(found, name)}" for name in differing if name != "source_sha256")
+        mend = prepare_command(wanted.source, out, "--overwrite")
+        fault = f"{out} holds other data ({what or 'other images'})"
+        raise UserError(f"{fault}: choose another --out, or replace it with {mend}")
+
+
+def _jobs(out: Path, recipe: Recipe, split: str, samples: Samples) -> Iterator[_Job]:
+    step = recipe.record_images * recipe.shard_records
+    for number, start in enumerate(range(0, len(samples.labels_N), step)):
+        part = samples[start : start + step]
+        path = out / f"{split}-{number:06d}.tar"
+        yield _Job(path, recipe, split, number * recipe.shard_records, part)
+
+
+def _finished(job: _Job) -> Shard | None:
+    """The shard, if it is there, whole, and made by the same recipe."""
+    try:
+        sidecar = Sidecar.model_validate_json(sidecar_path(job.path).read_bytes())
+        size = job.path.stat().st_size
+    except (FileNotFoundError, ValidationError):
+        return None
+    shard = sidecar.shard
+    found = (sidecar.recipe(), shard.name, shard.bytes, shard.images)
+    return shard if found == (job.recipe, job.path.name, size, len(job.samples.labels_N)) else None
+
+
+def _write_all(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, Shard]]:
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from ((job, write_shard(job)) for job in jobs)
+        return
+    # Spawned, because forking a process that runs threads (torch, tqdm) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
+        waiting = {pool.submit(write_shard, job): job for job in jobs}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BrokenProcessPool:
+            raise UserError("a writing process was killed (memory?): run again, with --workers 1") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """In a writing process: interrupts are the parent's to handle, and when it dies, so does this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def write_shard(job: _Job) -> Shard:
+    """Write one shard and its sidecar: aside, flushed to the disk, then renamed."""
+    height, width, channels = job.recipe.image_shape
+    counts = {}
+    aside = _aside(job.path)
+    with aside.open("wb") as file:
+        # Fixed owner, mode and time, so that the same images give the same bytes.
+        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
+        with writer:
+            for start in range(0, len(job.samples.labels_N), job.recipe.record_images):
+                part = job.samples[start : start + job.recipe.record_images]
+                key = f"{job.split}-{job.first_record + len(counts):06d}"
+                images_NHWC = np.stack([_resized(image, height, channels) for image in part.images])
+                writer.write(
+                    {
+                        "__key__": key,
+                        "images.npy": records.encode(images_NHWC),
+                        "labels.npy": records.encode(part.labels_N.astype("<i8")),
+                    }
+                )
+                counts[key] = len(part.labels_N)
+        file.flush()
+        os.fsync(file.fileno())
+    with tarfile.open(aside) as tar:
+        members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
+    with aside.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    shard = Shard(
+        name=job.path.name,
+        bytes=aside.stat().st_size,
+        sha256=sha256,
+        records=tuple(
+            Record(key=key, count=n, images=members[f"{key}.images.npy"], labels=members[f"{key}.labels.npy"])
+            for key, n in counts.items()
+        ),
+    )
+    os.replace(aside, job.path)
+    sidecar = Sidecar(**job.recipe.model_dump(), shard=shard)
+    _replace(sidecar_path(job.path), sidecar.model_dump_json().encode())
+    return shard
+
+
+def _resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """(size, size, C) uint8, bilinear."""
+    picture = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
+
+
+def _aside(path: Path) -> Path:
+    """Where this process writes a file before it is renamed."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is there with all its content or as it was before, even if the power goes."""
+    aside = _aside(path)
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. The kernel drops the lock when its process ends, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

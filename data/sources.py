@@ -1,0 +1,271 @@
+"""Where images come from: each source gives its splits as uint8 images and labels, checked before use."""
+
+import difflib
+import gzip
+import hashlib
+import http.client
+import math
+import os
+import struct
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import UserError
+
+_DOWNLOAD_BYTES = 64 * 2**20  # no file that is downloaded is larger
+_TIMEOUT_S = 30.0  # of one connection or read
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The images of one split, in the order of the data set.
+
+    images: n uint8 arrays (H, W) or (H, W, 3); any sequence that can be sliced and pickled, so that images
+        kept in files of their own are decoded by the process that needs them.
+    labels_N: (n,) int64 classes.
+    sha256: of the content, images and labels.
+    """
+
+    images: Sequence[np.ndarray]
+    labels_N: np.ndarray
+    sha256: str
+
+    @classmethod
+    def from_arrays(cls, images_NHW: np.ndarray, labels_N: np.ndarray) -> "Samples":
+        digest = hashlib.sha256(repr(images_NHW.shape).encode())
+        digest.update(np.ascontiguousarray(images_NHW))
+        digest.update(np.ascontiguousarray(labels_N, "<i8"))
+        return cls(images_NHW, labels_N.astype(np.int64), digest.hexdigest())
+
+    def __getitem__(self, part: slice) -> "Samples":
+        return Samples(self.images[part], self.labels_N[part], self.sha256)
+
+
+class Source(Protocol):
+    """A data set. What is known without reading it, and `load`.
+
+    splits: images of each split. classes: number of labels. channels: 1 (grey) or 3 (RGB).
+    embedded: there without a download or a folder.
+    """
+
+    name: str
+    splits: Mapping[str, int]
+    classes: int
+    channels: int
+    embedded: bool
+
+    def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
+        """All splits, from `folder`, or without one from the source's own place. UserError if that fails."""
+        ...
+
+
+class Digits:
+    """The 1,797 real 8x8 grey images that come with scikit-learn."""
+
+    name = "digits"
+    splits: ClassVar = {"train": 1437, "test": 360}
+    classes = 10
+    channels = 1
+    embedded = True
+
+    def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
+        if folder is not None:
+            raise UserError("digits come with scikit-learn and are read from no folder: leave --source away")
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images_NHW = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # intensities are 0 .. 16
+        labels_N = bunch.target
+        # Sorted by class, every fifth image is a test image: the split is stratified and never changes.
+        test_N = np.zeros(len(labels_N), bool)
+        test_N[np.argsort(labels_N, kind="stable")[::5]] = True
+        return {
+            split: Samples.from_arrays(images_NHW[chosen_N], labels_N[chosen_N])
+            for split, chosen_N in (("train", ~test_N), ("test", test_N))
+        }
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """Grey images in MNIST's idx files: <part>-images-idx3-ubyte and <part>-labels-idx1-ubyte.
+
+    mirrors: base URLs that hold the .gz files. md5: of the .gz files, by name without .gz. torchvision: the
+    folder that torchvision keeps them in, with raw/ below. side: height and width of the images, pixels.
+    """
+
+    name: str
+    mirrors: tuple[str, ...]
+    md5: Mapping[str, str]
+    torchvision: str
+    splits: Mapping[str, int]
+    side: int = 28
+    classes: int = 10
+    channels: ClassVar[int] = 1
+    embedded: ClassVar[bool] = False
+
+    def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
+        """From a folder with the files, .gz or not, or from the cache, which a download fills."""
+        folder = self._download(progress) if folder is None else self._find(folder)
+        loaded = {}
+        for split, count in self.splits.items():
+            images, labels = _idx_names(split)
+            images_NHW = read_idx(_existing(folder, images), (count, self.side, self.side))
+            labels_N = read_idx(_existing(folder, labels), (count,))
+            if labels_N.max() >= self.classes:
+                raise UserError(f"{folder / labels} holds label {labels_N.max()} of {self.classes} classes")
+            loaded[split] = Samples.from_arrays(images_NHW, labels_N)
+        return loaded
+
+    def _find(self, folder: Path) -> Path:
+        names = [name for split in self.splits for name in _idx_names(split)]
+        for place in (folder, folder / "raw", folder / self.torchvision / "raw"):
+            if all(_existing(place, name) for name in names):
+                return place
+        raise UserError(
+            f"{folder} and {folder / self.torchvision / 'raw'} do not hold {', '.join(names)} (.gz or not):"
+            " give their folder with --source, or leave --source away to download them"
+        )
+
+    def _download(self, progress: bool) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biglearn-vae" / self.name
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            for name, md5 in self.md5.items():
+                path = cache / f"{name}.gz"
+                if not path.exists() or _md5(path) != md5:
+                    _download_from_any(self.mirrors, path, md5, progress)
+        except OSError as error:
+            raise UserError(f"cannot write the downloads to {cache}: {error.strerror}") from error
+        return cache
+
+
+def _idx_names(split: str) -> tuple[str, str]:
+    part = {"train": "train", "test": "t10k"}[split]
+    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 array of an idx file (.gz or not), which must have exactly this shape.
+
+    No more is read than the shape allows, whatever the file claims. Raises UserError.
+    """
+    header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 0x08, len(shape), *shape)  # 8: unsigned bytes
+    size = len(header) + math.prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(size + 1)  # one more: reaching the end makes gzip check its CRC
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if content[: len(header)] != header:
+        raise UserError(f"{path} is no idx file of {'x'.join(map(str, shape))} bytes: its header is another")
+    if len(content) != size:
+        found = "more" if len(content) > size else f"only {len(content):,}"
+        raise UserError(f"{path} should unpack to {size:,} bytes but has {found}")
+    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _download_from_any(mirrors: Sequence[str], path: Path, md5: str, progress: bool) -> None:
+    """Download path.name from the first mirror that has it with this md5. UserError if none does."""
+    faults = []
+    for mirror in mirrors:
+        url = f"{mirror}/{path.name}"
+        try:
+            _download(url, path, md5, progress)
+            return
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            faults.append(f"{url}: {getattr(error, 'reason', None) or error}")
+        except _WrongFileError as error:
+            faults.append(f"{url}: {error}")
+    mend = "fetch it by other means and give its folder with --source"
+    raise UserError(f"cannot download {path.name} ({'; '.join(faults)}): {mend}")
+
+
+class _WrongFileError(Exception):
+    """What a mirror sent is not the file."""
+
+
+def _download(url: str, path: Path, md5: str, progress: bool) -> None:
+    """Written aside and renamed, so that `path` is there only when it is complete and right."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with ExitStack() as stack:
+        answer = stack.enter_context(urllib.request.urlopen(url, timeout=_TIMEOUT_S))
+        length = int(answer.headers.get("Content-Length") or 0)
+        file = stack.enter_context(tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False))
+        stack.callback(Path(file.name).unlink, missing_ok=True)
+        shown = None if progress else True  # None: on a terminal
+        bar = stack.enter_context(
+            tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, disable=shown)
+        )
+        while chunk := answer.read(2**16):
+            digest.update(chunk)
+            file.write(chunk)
+            bar.update(len(chunk))
+            if file.tell() > _DOWNLOAD_BYTES:
+                raise _WrongFileError(f"more than {_DOWNLOAD_BYTES:,} bytes")
+        if file.tell() < length:
+            raise _WrongFileError(f"cut short at {file.tell():,} of {length:,} bytes")
+        if digest.hexdigest() != md5:
+            raise _WrongFileError(f"md5 {digest.hexdigest()} instead of {md5}")
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+
+
+MNIST = IdxSource(
+    name="mnist",
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        "https://storage.googleapis.com/cvdf-datasets/mnist",
+    ),
+    md5={
+        "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    torchvision="MNIST",
+    splits={"train": 60_000, "test": 10_000},
+)
+FASHION_MNIST = IdxSource(
+    name="fashion_mnist",
+    mirrors=(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
+    ),
+    md5={
+        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    torchvision="FashionMNIST",
+    splits={"train": 60_000, "test": 10_000},
+)
+SOURCES: dict[str, Source] = {source.name: source for source in (Digits(), MNIST, FASHION_MNIST)}
+
+
+def find_source(name: str) -> Source:
+    if name in SOURCES:
+        return SOURCES[name]
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(SOURCES)}"
+    raise UserError(f"no data set is called {name!r}: {hint}")

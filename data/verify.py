@@ -1,0 +1,86 @@
+"""Check a folder of shards to the last byte."""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from data import records
+from data.errors import UserError
+from data.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_path
+
+
+def verify(root: Path | str, progress: bool = False) -> list[str]:
+    """All faults of a folder, one line each that names the file; empty when it is whole.
+
+    Every shard is read: its size and SHA-256, its members as tar finds them, each record's arrays and labels.
+    """
+    root = Path(root)
+    try:
+        index = read_index(root)
+    except UserError as error:
+        return [str(error)]
+    faults = []
+    shown = None if progress else True  # None: on a terminal
+    for shard in tqdm(index.shards, desc=f"verify {root}", unit=" shards", disable=shown):
+        faults += _shard_faults(root, index, shard)
+        faults += _sidecar_faults(root, index, shard)
+    unlisted = {path.name for path in root.glob("*.tar")} - {shard.name for shard in index.shards}
+    return faults + [f"{root / name}: is not in the index" for name in sorted(unlisted)]
+
+
+def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
+    path = root / shard.name
+    try:
+        file = open_shard(root, index, shard)
+    except UserError as error:
+        yield str(error)
+        return
+    with file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            yield f"{path}: its SHA-256 is {found}, the index says {shard.sha256}"
+        yield from _member_faults(path, file, shard)
+        for record in shard.records:
+            try:
+                records.read_images(file, record, index)
+                label_B = records.read_labels(file, record)
+            except ValueError as error:
+                yield f"{path}: record {record.key}: {error}"
+            else:
+                if not 0 <= label_B.min() <= label_B.max() < index.classes:
+                    yield f"{path}: record {record.key}: labels are not all in 0 .. {index.classes - 1}"
+
+
+def _member_faults(path: Path, file: BinaryIO, shard: Shard) -> Iterator[str]:
+    """Whether any tar reader finds the members that the index lists, and no others."""
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            found = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
+    except (tarfile.TarError, ValidationError) as error:
+        yield f"{path}: cannot be read as tar ({error})"
+        return
+    listed = {}
+    for record in shard.records:
+        listed |= {f"{record.key}.images.npy": record.images, f"{record.key}.labels.npy": record.labels}
+    for name in sorted(found.keys() | listed.keys()):
+        if found.get(name) != listed.get(name):
+            yield f"{path}: member {name} is not as the index says"
+
+
+def _sidecar_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
+    """A sidecar may be absent (only `prepare` needs it), but not say other things than the index."""
+    path = sidecar_path(root / shard.name)
+    if not path.exists():
+        return
+    try:
+        sidecar = Sidecar.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        sidecar = None
+    if sidecar is None or (sidecar.recipe(), sidecar.shard) != (index.recipe(), shard):
+        yield f"{path}: does not agree with the index"

@@ -1,0 +1,1 @@
+"""What a person starts. Each script runs as `python launch/NAME.py` from the root of the repository."""

@@ -1,0 +1,88 @@
+"""Write a data set as shards, or verify a folder of shards."""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import logging
+import os
+
+from data.index import read_index
+from data.shards import prepare
+from data.sources import SOURCES
+from data.verify import verify
+from launch import cli
+
+EXAMPLES = """\
+examples:
+  python launch/prepare.py digits
+  python launch/prepare.py mnist --source ~/torchvision --out datasets/mnist --workers 4
+  python launch/prepare.py verify datasets/mnist
+
+An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.
+"""
+_PROCESSORS = len(os.sched_getaffinity(0))  # the ones this process may use
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python launch/prepare.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
+    for source in SOURCES.values():
+        counts = " and ".join(f"{count:,} {split}" for split, count in source.splits.items())
+        add = commands.add_parser(source.name, help=f"write its {counts} images as shards").add_argument
+        if not source.embedded:
+            add("--source", metavar="DIR", help="folder of the original files; default: download them")
+        add("--out", metavar="DIR", default=f"datasets/{source.name}", help="default: %(default)s")
+        add("--image-size", metavar="N", type=_count, default=32, help="pixels; default: %(default)s")
+        add("--workers", metavar="N", type=_count, default=_PROCESSORS, help="default: %(default)s")
+        add("--overwrite", action="store_true", help="replace what the folder holds")
+    command = commands.add_parser("verify", help="read all shards of a folder and check them")
+    command.add_argument("folder", metavar="DIR")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if options.command == "verify":
+        return _verify(options.folder)
+    prepare(
+        options.command,
+        options.out,
+        image_size=options.image_size,
+        source_dir=getattr(options, "source", None),
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    return 0
+
+
+def _verify(folder: str) -> int:
+    """One line for each fault and exit code 1, or a summary and 0."""
+    faults = verify(folder, progress=True)
+    for fault in faults:
+        print(fault)
+    if faults:
+        return 1
+    index = read_index(folder)
+    counts = " and ".join(f"{count:,} {split}" for split, count in index.images.items())
+    print(f"{folder} is whole: {counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

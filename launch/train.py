@@ -1,0 +1,137 @@
+"""Train a model: deepspeed launch/train.py --config configs/digits.yaml [key=value ...]"""
+
+import sys
+from pathlib import Path
+
+# This checkout's code comes before any other that is installed in the same environment.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+
+from launch.cli import run
+
+EXAMPLES = """\
+examples:
+  deepspeed launch/train.py --config configs/digits.yaml
+  python launch/train.py --config configs/mnist_case1.yaml method=vae engine.name=accelerate
+  torchrun --nproc-per-node 2 launch/train.py --config configs/mnist_case1.yaml train.batch_size=256
+  python launch/train.py --config configs/celeba_base.yaml --dry-run
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Train a VAE or a BigLearn-VAE from shards of images.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.batch_size=64 or method=vae")
+    parser.add_argument(
+        "--resume", choices=["auto", "never"], default="never",
+        help="auto: go on from the newest checkpoint in run_dir if there is one (default: never)",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="check and count everything, write and train nothing")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    arguments = parser.parse_intermixed_args(argv)
+
+    from trainer.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        return dry_run(config)
+    return train(config, resume=arguments.resume == "auto")
+
+
+def dry_run(config) -> int:
+    """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
+    import torch
+
+    from data.errors import UserError
+    from data.index import load_index
+    from data.sources import SOURCES
+    from model.cost import measure_cost
+    from trainer.config import dump_config
+    from trainer.loop import build_task
+
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    with torch.device("meta"):
+        task = build_task(config)
+    config.micro_batch_size(world_size, len(task.plans[0].groups))
+    parameters = sum(p.numel() for p in task.parameters())
+    try:
+        images = load_index(config.data.shards).images["train"]
+    except UserError:
+        images = SOURCES[config.data.source].splits["train"]
+    counts = {
+        "method": config.method,
+        "mask_tokens": config.model.mask_tokens,
+        "parameters": parameters,
+        "parameters_millions_2_20": round(parameters / 2**20, 4),
+        **asdict(measure_cost(task, config.data.patches, config.data.token_dim)),
+        "images_per_epoch": images,
+        "steps": config.steps,
+        "world_size": world_size,
+    }
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(dump_config(config))
+        print(json.dumps(counts))
+    return 0
+
+
+def train(config, *, resume: bool) -> int:
+    """Train, and say at the end what was learned and where it lies."""
+    import torch.distributed as dist
+
+    from data.shards import prepare
+    from data.sources import SOURCES
+    from trainer.files import write_aside
+    from trainer.loop import train as train_loop
+    from trainer.run_directory import RunDirectory
+    from trainer.world import join_world
+
+    run = RunDirectory(config.run_dir)
+    if not resume:
+        run.refuse_unless_new()
+    world = join_world(config.engine.device)
+    if world.is_main:
+        if SOURCES[config.data.source].embedded and not Path(config.data.shards).exists():
+            print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
+            prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
+        run.create(config)
+    dist.barrier()
+    summary = train_loop(config, world, run, resume)
+    if world.is_main:
+        write_aside(run.reports / "summary.json", json.dumps(summary, indent=1).encode())
+        report(summary, run, config)
+    dist.destroy_process_group()
+    return 0
+
+
+def report(summary: dict, run, config) -> None:
+    """What was learned, in words."""
+    before, after = summary["before"], summary["after"]
+    print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")
+    for name, text in (
+        ("biglearn_elbo", "test BigLearnELBO"),
+        ("joint_elbo", "test JointELBO"),
+        ("inpainting_error", "in-painting error a pixel, half of the patches missing"),
+        ("mse", "test squared error a pixel"),
+    ):
+        if name in after:
+            print(f"  {text}: {before[name]:.4g} before, {after[name]:.4g} after")
+    if summary["images_per_second"]:
+        print(f"  speed: {summary['images_per_second']:,} images/s on {summary['world_size']} process(es)")
+    picture = run.picture(summary["images"])
+    if picture.exists():
+        print(f"  picture: {picture}  (originals, reconstructions, in-paintings, samples)")
+    print(f"  checkpoint: {run.newest_checkpoint()}")
+    print(f"  report: {run.reports / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""Self-attention over tokens, and who attends to whom (paper Fig. 1; docs/mathematics.md has the table).
+
+An image has L patch tokens; the token of the latent code z is the last one, so masks are (L+1) x (L+1).
+`allowed_BQK` is boolean, True where query q may read key k; None means that everything attends to everything.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameters and names of timm's (qkv and proj with biases)."""
+
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
+        batch, tokens, width = x_BND.shape
+        qkv = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
+        mask = None if allowed_BQK is None else allowed_BQK[:, None]
+        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask)
+        return self.proj(y_BHNK.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def encode_allowed(observed_BL: Tensor) -> Tensor:
+    """`query_only` encode p(z | x_A): only x_A are keys; the z-query also reads itself. (B, L+1, L+1) bool.
+
+    Every token reads itself: for x_A and the z-query that is the rule; for tokens that nobody reads it keeps
+    the softmax defined when A is empty.
+    """
+    is_key_BN = F.pad(observed_BL, (0, 1), value=False)
+    itself_NN = torch.eye(is_key_BN.shape[1], dtype=torch.bool, device=observed_BL.device)
+    return is_key_BN[:, None, :] | itself_NN
+
+
+def decode_allowed(observed_BL: Tensor) -> Tensor:
+    """`query_only` decode p(x_T | z, x_S): x_S reads x_S; z reads x_S and z; [M] reads x_S and z. (B, L+1, L+1) bool.
+
+    x_S never reads z: its stream is the one of encode x_S. Mask tokens are queries, never keys.
+    """
+    is_key_BN = F.pad(observed_BL, (0, 1), value=True)
+    is_observed_BN = F.pad(observed_BL, (0, 1), value=False)
+    is_z_N = torch.arange(is_key_BN.shape[1], device=observed_BL.device) == is_key_BN.shape[1] - 1
+    return is_key_BN[:, None, :] & ~(is_observed_BN[:, :, None] & is_z_N)

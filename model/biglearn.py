@@ -1,0 +1,127 @@
+"""The models: encode p(z | x_S) and decode p(x_T | z, x_S) for any S and T (paper Sec. 3.2, Fig. 1).
+
+Three methods share one code and, by construction, one parameter count:
+- biglearn_u: one trunk Ξ for encode and decode (eq. 7);
+- biglearn_t: a trunk Φ that encodes and a trunk Θ that decodes (eq. 6);
+- vae: the joint VAE of eq. 1, with two trunks as biglearn_t, trained with S empty, T everything, prior N(0, I).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from model.attention import decode_allowed, encode_allowed
+from model.timm_layers import Mlp, build_sincos2d_pos_embed
+from model.transformer import Trunk
+
+Method = Literal["vae", "biglearn_t", "biglearn_u"]
+
+
+class ModelConfig(BaseModel, extra="forbid", frozen=True):
+    """Sizes of the transformer. `biglearn_u` has one trunk of encoder_depth + decoder_depth layers."""
+
+    embed_dim: int = Field(128, gt=0)
+    encoder_depth: int = Field(4, gt=0)
+    decoder_depth: int = Field(4, gt=0)
+    num_heads: int = Field(4, gt=0)
+    mlp_ratio: float = Field(2, gt=0)
+    latent_dim: int = Field(32, gt=0)
+    mask_tokens: Literal["dense", "query_only"] = "query_only"
+    logvar_limit: float = Field(10, gt=0)  # log variances are clamped to [-limit, limit]
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.embed_dim % self.num_heads or self.embed_dim % 4:
+            raise ValueError(f"embed_dim {self.embed_dim} must be divisible by num_heads {self.num_heads} and by 4")
+        return self
+
+
+class TokenEmbedding(nn.Module):
+    """The interface shared by encode and decode: whatever enters a trunk is embedded here.
+
+    Patches stand at their places with a fixed 2-D sin-cos position; [M] stands where nothing is observed; the
+    last token is z, either as a question (z_query) or as an input (z_embed).
+    """
+
+    def __init__(self, token_dim: int, patches: int, embed_dim: int, latent_dim: int):
+        super().__init__()
+        self.patch_embed = nn.Linear(token_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.empty(embed_dim))
+        self.z_query = nn.Parameter(torch.empty(embed_dim))
+        self.z_embed = nn.Sequential(
+            nn.Linear(latent_dim, 2 * embed_dim),
+            nn.GELU(),
+            nn.Linear(2 * embed_dim, 2 * embed_dim),
+            nn.GELU(),
+            nn.Linear(2 * embed_dim, embed_dim),
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        side = round(patches**0.5)
+        self.register_buffer("position_LE", build_sincos2d_pos_embed([side, side], embed_dim), persistent=False)
+
+    def forward(self, x_BLD: Tensor, observed_BL: Tensor, z_BZ: Tensor | None) -> Tensor:
+        """Tokens (B, L+1, E); z_BZ None asks for z."""
+        dtype = self.mask_token.dtype
+        patch_BLE = torch.where(observed_BL[..., None], self.patch_embed(x_BLD.to(dtype)), self.mask_token)
+        patch_BLE = patch_BLE + self.position_LE
+        z_BE = self.z_query.expand(len(x_BLD), -1) if z_BZ is None else self.z_embed(z_BZ.to(dtype))
+        return self.norm(torch.cat([patch_BLE, z_BE[:, None].to(patch_BLE.dtype)], dim=1))
+
+
+class BigLearnVAE(nn.Module):
+    """Encode and decode for any S and T. The readable oracle that every fast path is tested against."""
+
+    def __init__(self, config: ModelConfig, method: Method, token_dim: int, patches: int):
+        super().__init__()
+        width, z, ratio = config.embed_dim, config.latent_dim, config.mlp_ratio
+        self.config, self.method, self.patches = config, method, patches
+        self.embed = TokenEmbedding(token_dim, patches, width, z)
+        if method == "biglearn_u":
+            self.trunk = Trunk(config.encoder_depth + config.decoder_depth, width, config.num_heads, ratio)
+        else:
+            self.encoder = Trunk(config.encoder_depth, width, config.num_heads, ratio)
+            self.decoder = Trunk(config.decoder_depth, width, config.num_heads, ratio)
+        self.z_head = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), out_features=2 * z)
+        )
+        self.x_head = nn.Sequential(
+            nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, out_features=token_dim)
+        )
+        self.apply(_initialise)
+
+    def encode(self, x_BLD: Tensor, observed_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """p(z | x_A) = N(mu, diag exp(logvar)) for any observed set A; the empty one gives the prior p(z).
+
+        x_BLD: patches; what stands at unobserved places does not matter. observed_BL: bool, True in A.
+        Returns float32 mu_BZ and logvar_BZ, logvar clamped to ±logvar_limit.
+        """
+        allowed = encode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
+        trunk = self.trunk if self.method == "biglearn_u" else self.encoder
+        h_BNE = trunk(self.embed(x_BLD, observed_BL, None), allowed)
+        mu_BZ, logvar_BZ = self.z_head(h_BNE[:, -1]).float().chunk(2, dim=-1)
+        return mu_BZ, logvar_BZ.clamp(-self.config.logvar_limit, self.config.logvar_limit)
+
+    def decode(self, z_BZ: Tensor, x_BLD: Tensor, observed_BL: Tensor, wanted_BT: Tensor | None = None) -> Tensor:
+        """The mean of p(x_T | z, x_S) = N(mean, I).
+
+        observed_BL: bool, True in S. wanted_BT: int64 places of T in each image, outside S; None asks for every
+        place (what then stands at places in S has no meaning). Returns float32 mean_BTD (T = L for None).
+        """
+        allowed = decode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
+        trunk = self.trunk if self.method == "biglearn_u" else self.decoder
+        h_BLE = trunk(self.embed(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
+        if wanted_BT is not None:
+            h_BLE = h_BLE.gather(1, wanted_BT[..., None].expand(-1, -1, h_BLE.shape[-1]))
+        return self.x_head(h_BLE).float()
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-uniform matrices, zero biases; [M] and the z-query small and normal."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, TokenEmbedding):
+        nn.init.normal_(module.mask_token, std=0.02)
+        nn.init.normal_(module.z_query, std=0.02)

@@ -1,0 +1,101 @@
+"""Which patches are observed (S) and which are to be predicted (T): Definition 1 and Algorithm 1 of the paper.
+
+|S| and |T| follow from two Beta-distributed ratios. During training they come from plans: a plan fixes the sizes
+of every group of the batch, so shapes are static and every rank does the same work. Evaluation draws the ratios
+for every image. Where S and T lie in an image is a pure function of (seed, position in the training sequence).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from data import randomness
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The mask sizes of one step: the batch is cut into equal groups, each with its (|S|, |T|)."""
+
+    groups: tuple[tuple[int, int], ...]
+
+
+def mask_sizes(s_ratio, t_ratio, patches: int):
+    """(|S|, |T|) from ratios in [0, 1]: |S| = min(floor(L s), L-1), |T| = max(1, ceil(t (L - |S|)))."""
+    n_S = np.minimum(np.floor(patches * np.asarray(s_ratio)), patches - 1).astype(np.int64)
+    n_T = np.maximum(1, np.ceil(np.asarray(t_ratio) * (patches - n_S))).astype(np.int64)
+    return n_S, n_T
+
+
+def make_plans(objective, patches: int, seed: int) -> tuple[Plan, ...]:
+    """The cycle of plans of a run; step k trains on plans[k % len(plans)].
+
+    The quantiles (u, v) of the S- and T-ratio of all groups are a Latin hypercube over the cycle, and those of one
+    plan are one over its groups: every step sees small and large S, and the cycle as a whole follows the two
+    Betas closely. `objective.joint_probability` is the extra share of the joint task (S empty, T everything).
+    """
+    groups, plans = objective.groups, objective.plans
+    rng = np.random.Generator(np.random.Philox(key=seed))
+
+    def stratified_quantiles() -> np.ndarray:
+        stratum_PG = rng.permuted(np.tile(np.arange(groups), (plans, 1)), axis=1)
+        cell_PG = np.empty((plans, groups))
+        for group in range(groups):
+            cell_PG[stratum_PG == group] = (rng.permutation(plans) + rng.random(plans)) / plans
+        return (stratum_PG + cell_PG) / groups
+
+    u_PG, v_PG = stratified_quantiles(), stratified_quantiles()
+    p = objective.joint_probability
+    is_joint_PG = u_PG < p
+    u_PG = np.clip((u_PG - p) / (1 - p), 0, 1) if p < 1 else u_PG
+    n_S, n_T = mask_sizes(betaincinv(*objective.s_beta, u_PG), betaincinv(*objective.t_beta, v_PG), patches)
+    n_S, n_T = np.where(is_joint_PG, 0, n_S), np.where(is_joint_PG, patches, n_T)
+    return tuple(
+        Plan(tuple(zip(s.tolist(), t.tolist(), strict=True))) for s, t in zip(n_S, n_T, strict=True)
+    )
+
+
+def joint_plans(patches: int) -> tuple[Plan, ...]:
+    """The plans of the joint VAE: always S empty, T everything."""
+    return (Plan(((0, patches),)),)
+
+
+def local_positions(first: int, batch_size: int, groups: int, share: int, shares: int) -> Tensor:
+    """Positions in the training sequence that one of `shares` equal shares (rank x accumulation) of a batch holds.
+
+    The batch is the positions first .. first + batch_size - 1; group g is its g-th block. A share takes an equal
+    run of every group, group after group: int64 (batch_size / shares,). Which image belongs to which group does
+    not depend on the number of shares.
+    """
+    per_group = batch_size // groups
+    per_share = per_group // shares
+    assert per_share * shares * groups == batch_size, (batch_size, groups, shares)
+    start_G = first + torch.arange(groups) * per_group + share * per_share
+    return (start_G[:, None] + torch.arange(per_share)).flatten()
+
+
+def place_masks(n_S_B: Tensor, n_T_B: Tensor, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Uniformly random disjoint S and T of the given sizes: (observed_BL, target_BL), both bool."""
+    rank_BL = randomness.permutation(seed, "masks", index_B, patches)
+    observed_BL = rank_BL < n_S_B[:, None]
+    return observed_BL, ~observed_BL & (rank_BL < (n_S_B + n_T_B)[:, None])
+
+
+def plan_masks(plan: Plan, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
+    """S and T of a batch whose B samples are the plan's groups one after the other, in equal shares."""
+    sizes_G2 = torch.tensor(plan.groups, device=index_B.device)
+    sizes_B2 = sizes_G2.repeat_interleave(len(index_B) // len(plan.groups), dim=0)
+    return place_masks(sizes_B2[:, 0], sizes_B2[:, 1], index_B, patches, seed)
+
+
+def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
+    """S and T with sizes drawn for every sample from the true Betas: what evaluation uses."""
+    u_B2 = randomness.uniform(seed, "mask sizes", index_B, 2).cpu().double().numpy()
+    n_S, n_T = mask_sizes(
+        betaincinv(*objective.s_beta, u_B2[:, 0]), betaincinv(*objective.t_beta, u_B2[:, 1]), patches
+    )
+    device = index_B.device
+    return place_masks(torch.as_tensor(n_S, device=device), torch.as_tensor(n_T, device=device), index_B, patches, seed)
+

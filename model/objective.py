@@ -1,0 +1,63 @@
+"""The objective: eq. (7) of the paper as one function of (S, T). Eqs. (1), (4), (5), (6) are cases of it."""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from model.biglearn import BigLearnVAE
+
+
+class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
+    """What is maximised, and how S and T are drawn (Algorithm 1)."""
+
+    beta: float = Field(0.01, ge=0)  # weight of the KL
+    s_beta: tuple[float, float] = (0.5, 3.0)  # S-ratio ~ Beta(a, b)
+    t_beta: tuple[float, float] = (3.0, 0.5)  # T-ratio ~ Beta(a, b)
+    joint_probability: float = Field(0, ge=0, le=1)  # extra share of the joint task (S empty, T everything)
+    groups: int = Field(8, gt=0)  # mask sizes in one batch
+    plans: int = Field(16, gt=0)  # steps after which the mask sizes repeat
+
+
+@dataclass(frozen=True)
+class ElboTerms:
+    """For each sample: reconstruction_B = -½ SSE over the pixels of x_T, and kl_B, both float32 in nats."""
+
+    reconstruction_B: Tensor
+    kl_B: Tensor
+
+    def elbo_B(self, beta: float) -> Tensor:
+        return self.reconstruction_B - beta * self.kl_B
+
+
+def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
+    """KL(N(mu_q, e^logvar_q) || N(mu_p, e^logvar_p)), diagonal, summed over the last dimension."""
+    ratio = (logvar_q - logvar_p).exp()
+    return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_p).exp() - 1 - logvar_q + logvar_p).sum(-1)
+
+
+def elbo_terms(
+    model: BigLearnVAE,
+    x_BLD: Tensor,
+    observed_BL: Tensor,
+    target_BL: Tensor,
+    noise_BZ: Tensor,
+    *,
+    standard_prior: bool,
+) -> ElboTerms:
+    """One-sample estimate of E log p(x_T | z, x_S) and KL(p(z | x_{S∪T}) || p(z | x_S)), eq. (7).
+
+    observed_BL, target_BL: S and T, bool, disjoint. noise_BZ: standard normal, z = mu + sigma * noise.
+    standard_prior: take N(0, I) for p(z | x_S), as the joint VAE of eq. (1) does. Gradients flow through both
+    arms of the KL. The log-likelihood is that of unit variance without its constant (Sec. 2.1).
+    """
+    mu_q, logvar_q = model.encode(x_BLD, observed_BL | target_BL)
+    if standard_prior:
+        mu_p, logvar_p = torch.zeros_like(mu_q), torch.zeros_like(logvar_q)
+    else:
+        mu_p, logvar_p = model.encode(x_BLD, observed_BL)
+    z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
+    error_BLD = (model.decode(z_BZ, x_BLD, observed_BL) - x_BLD).square()
+    sse_B = (error_BLD.sum(-1) * target_BL).sum(-1)
+    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p))

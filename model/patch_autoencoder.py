@@ -1,0 +1,66 @@
+"""PatchAE, stage 1 of the two-stage training (paper Appendix B): a residual convolutional auto-encoder of one patch."""
+
+from torch import Tensor, nn
+
+
+def _norm_act(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.GroupNorm(16, channels), nn.SiLU()
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block: norm, SiLU, 3x3 convolution, twice."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            *_norm_act(channels),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            *_norm_act(channels),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW + self.body(x_NCHW)
+
+
+class PatchAutoencoder(nn.Module):
+    """Encodes each 16x16x3 patch, on its own, to a code of 512 and back: 2,432,003 parameters."""
+
+    patch_size, code_dim = 16, 512
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 128, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(128, 128, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(128, 128, 4, stride=2, padding=1),
+            ResidualBlock(128),
+            *_norm_act(128),
+            nn.Flatten(),
+            nn.Linear(512, self.code_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(self.code_dim, 512),
+            nn.Unflatten(1, (128, 2, 2)),
+            ResidualBlock(128),
+            nn.ConvTranspose2d(128, 128, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.ConvTranspose2d(128, 128, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+            *_norm_act(64),
+            nn.Conv2d(64, 3, 3, padding=1),
+        )
+
+    def encode(self, x_ND: Tensor) -> Tensor:
+        """Codes (N, 512) of flattened patches (N, 768), pixels in [0, 1], in row, column, channel order."""
+        side = self.patch_size
+        return self.encoder(x_ND.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2))
+
+    def decode(self, code_NC: Tensor) -> Tensor:
+        """Flattened patches (N, 768) of codes (N, 512)."""
+        return self.decoder(code_NC).permute(0, 2, 3, 1).flatten(1)

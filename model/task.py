@@ -1,0 +1,108 @@
+"""What the loop trains. One forward is one step: a loss with its terms; evaluation is per-sample values."""
+
+import torch
+from torch import Tensor, nn
+
+from data import randomness
+from data.batch import Batch
+from model.biglearn import BigLearnVAE
+from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, plan_masks
+from model.objective import ObjectiveConfig, elbo_terms
+from model.patch_autoencoder import PatchAutoencoder
+
+EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
+
+
+class BigLearnTask(nn.Module):
+    """Training and evaluation of `vae`, `biglearn_t` and `biglearn_u`."""
+
+    def __init__(self, model: BigLearnVAE, objective: ObjectiveConfig, seed: int):
+        super().__init__()
+        self.model, self.objective, self.seed = model, objective, seed
+        joint_only = model.method == "vae"
+        self.standard_prior = joint_only
+        self.plans = joint_plans(model.patches) if joint_only else make_plans(objective, model.patches, seed)
+
+    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss -E[ELBO] of a batch whose samples are the plan's groups one after the other, and its terms."""
+        observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed)
+        noise_BZ = self._noise(batch.index_B, self.seed)
+        terms = elbo_terms(
+            self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=self.standard_prior
+        )
+        elbo_B = terms.elbo_B(self.objective.beta)
+        loss = -elbo_B.mean()
+        means = {
+            "loss": loss,
+            "elbo": -loss,
+            "reconstruction": terms.reconstruction_B.mean(),
+            "kl": terms.kl_B.mean(),
+        }
+        elbo_GB = elbo_B.view(len(plan.groups), -1)
+        for name in ("joint", "marginal", "conditional"):
+            groups = [g for g, size in enumerate(plan.groups) if self._task_name(*size) == name]
+            if groups:
+                means[f"elbo_{name}"] = elbo_GB[groups].mean()
+        return loss, {name: value.detach() for name, value in means.items()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample float32 values under fixed masks and noise, each (B,).
+
+        biglearn_elbo: eq. (7) with S and T drawn from the true Betas. joint_elbo: eq. (1) with the method's own
+        prior (learned p(z); N(0, I) for the vae), joint_elbo_standard_prior: with N(0, I).
+        inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S).
+        """
+        x_BLD, index_B, patches = batch.x_BLD, batch.index_B, self.model.patches
+        noise_BZ = self._noise(index_B, EVALUATION_SEED)
+        nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
+
+        def elbo_B(observed_BL, target_BL, standard_prior):
+            terms = elbo_terms(
+                self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior
+            )
+            return terms.elbo_B(self.objective.beta)
+
+        half_B = torch.full_like(index_B, patches // 2)
+        seen_BL, missing_BL = place_masks(half_B, patches - half_B, index_B, patches, EVALUATION_SEED)
+        mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
+        error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+        drawn = drawn_masks(self.objective, index_B, patches, EVALUATION_SEED)
+        return {
+            "biglearn_elbo": elbo_B(*drawn, self.standard_prior),
+            "joint_elbo": elbo_B(nothing_BL, ~nothing_BL, self.standard_prior),
+            "joint_elbo_standard_prior": elbo_B(nothing_BL, ~nothing_BL, True),
+            "inpainting_error": (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1),
+        }
+
+    def _noise(self, index_B: Tensor, seed: int) -> Tensor:
+        return randomness.normal(seed, "noise", index_B, self.model.config.latent_dim)
+
+    def _task_name(self, n_S: int, n_T: int) -> str:
+        if n_S:
+            return "conditional"
+        return "joint" if n_T == self.model.patches else "marginal"
+
+
+class PatchAETask(nn.Module):
+    """Stage 1: each patch is reconstructed from its own code; the loss is the mean squared error a pixel."""
+
+    plans = (Plan(((0, 1),)),)  # no masks: one group
+
+    def __init__(self, model: PatchAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self._error_B(batch).mean()
+        return loss, {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-image mean squared error a pixel, (B,)."""
+        return {"mse": self._error_B(batch)}
+
+    def _error_B(self, batch: Batch) -> Tensor:
+        x_ND = batch.x_BLD.flatten(0, 1)
+        error_ND = (self.model.decode(self.model.encode(x_ND)) - x_ND).float().square()
+        return error_ND.view(len(batch.x_BLD), -1).mean(1)

@@ -1,0 +1,26 @@
+"""timm's layers, importable beside any torchvision.
+
+timm imports torchvision. Beside a CPU build of torch, torchvision's PyPI wheel (a CUDA build) cannot load its
+compiled operators, and its import fails while registering shapes for them. BigLearn-VAE uses none of these
+operators, so naming them is enough.
+"""
+
+import sys
+
+import torch
+
+try:
+    import timm.layers  # noqa: F401
+except RuntimeError as error:
+    if "torchvision::nms" not in str(error):
+        raise
+    for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
+        del sys.modules[name]
+    _operators = torch.library.Library("torchvision", "FRAGMENT")
+    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from timm.layers import Mlp, build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block as TimmBlock
+
+__all__ = ["Mlp", "TimmBlock", "build_sincos2d_pos_embed"]

@@ -1,0 +1,34 @@
+"""The trunk: standard pre-LN transformer blocks."""
+
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.timm_layers import Mlp
+
+
+class Block(nn.Module):
+    """Pre-LN block: (4+2r)d² + (9+r)d parameters. Parameter names are timm's, so its weights load."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+
+    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
+        x_BND = x_BND + self.attn(self.norm1(x_BND), allowed_BQK)
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class Trunk(nn.Module):
+    """A stack of blocks; `allowed_BQK` as in model.attention."""
+
+    def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+
+    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            x_BND = block(x_BND, allowed_BQK)
+        return x_BND

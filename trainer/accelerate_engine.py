@@ -1,0 +1,66 @@
+"""Plain torch and DDP through Accelerate: a laptop, one GPU, several ranks that each hold everything."""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from trainer.engine import Engine, EngineConfig, mean_of
+from trainer.optimizer import AdamWithAverage, OptimizerConfig
+from trainer.world import World
+
+
+class AccelerateEngine(Engine):
+    def __init__(
+        self,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        task: nn.Module,
+        world: World,
+        max_grad_norm: float | None,
+    ):
+        self.world, self.max_grad_norm = world, max_grad_norm
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(
+            cpu=world.device.type == "cpu",
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            kwargs_handlers=[ddp],
+        )
+        assert self.accelerator.num_processes == world.size, (self.accelerator.num_processes, world.size)
+        self.parameters = dict(task.named_parameters())
+        self.optimizer = AdamWithAverage(task, optimizer)
+        self.optimizer.create_state(self.parameters.values())
+        self.task = self.accelerator.prepare_model(task)
+
+    def step(self, batches, plan, lr, ema_decay):
+        terms = []
+        for micro, batch in enumerate(batches):
+            with self.accelerator.no_sync(self.task) if micro < len(batches) - 1 else nullcontext():
+                loss, micro_terms = self.task(batch, plan)
+                self.accelerator.backward(loss / len(batches))
+            terms.append(micro_terms)
+        clip = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip)
+        self.optimizer.set_rates(lr, ema_decay)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
+
+    def full_state(self, *kinds):
+        return {
+            kind: {
+                name: (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
+                for name, p in self.parameters.items()
+            }
+            for kind in kinds
+        }
+
+    @torch.no_grad()
+    def load_full_state(self, state, steps):
+        self.optimizer.create_state(self.parameters.values(), steps)
+        for name, p in self.parameters.items():
+            p.copy_(state["weights"][name])
+            for kind in AdamWithAverage.STATE:
+                self.optimizer.state[p][kind].copy_(state[kind][name])

@@ -1,0 +1,168 @@
+"""The configuration: YAML files that may extend one another, checked key by key, with overrides from the command line."""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from data.config import DataConfig
+from data.errors import UserError
+from model.biglearn import ModelConfig
+from model.objective import ObjectiveConfig
+from trainer.checkpoint import CheckpointConfig
+from trainer.engine import EngineConfig
+from trainer.evaluation import EvaluateConfig
+from trainer.metrics import MetricsConfig
+from trainer.optimizer import OptimizerConfig, ScheduleConfig
+
+
+class TrainConfig(BaseModel, extra="forbid", frozen=True):
+    """How long and in what portions. Lengths and intervals are in images; 0 switches an interval off."""
+
+    batch_size: int = Field(128, gt=0)  # global: of all ranks and accumulation steps together
+    accumulation_steps: int = Field(1, gt=0)
+    total_images: int = Field(gt=0)
+    max_steps: int | None = Field(None, gt=0)  # stop earlier, after so many optimizer steps
+    max_grad_norm: float | None = Field(None, gt=0)
+    checkpoint_every_images: int = Field(0, ge=0)  # there is always one at the end
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    """One experiment. Each section is owned, and documented, by the module that uses it."""
+
+    method: Literal["vae", "biglearn_t", "biglearn_u", "patch_ae"] = "biglearn_u"
+    seed: int = Field(0, ge=0, lt=2**63)
+    run_dir: str
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _sound(self):
+        if self.method != "patch_ae" and round(self.data.patches**0.5) ** 2 != self.data.patches:
+            raise ValueError(f"{self.data.patches} patches are no square")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        steps = max(1, self.train.total_images // self.train.batch_size)
+        return min(steps, self.train.max_steps or steps)
+
+    @property
+    def total_images(self) -> int:
+        """Images the whole run sees."""
+        return self.steps * self.train.batch_size
+
+    def micro_batch_size(self, world_size: int, groups: int) -> int:
+        """Images of one forward on one rank; refuses a batch that does not split equally."""
+        batch, shares = self.train.batch_size, world_size * self.train.accumulation_steps
+        if batch % (shares * groups):
+            unit = shares * groups
+            fitting = max(unit, round(batch / unit) * unit)
+            raise UserError(
+                f"train.batch_size {batch} is not divisible by {world_size} ranks x "
+                f"{self.train.accumulation_steps} accumulation steps x {groups} mask groups = {unit}; "
+                f"set train.batch_size={fitting} or another multiple of {unit}"
+            )
+        return batch // shares
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The checked configuration of a YAML file; overrides are "section.key=value" with YAML values.
+
+    Raises UserError, one line with the cause and the mend, for anything that is not right.
+    """
+    values = _read(Path(path), seen=())
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
+        _set(values, dotted.split("."), _parse(text, f"override {dotted}"), override)
+    values.setdefault("run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_fault(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, readable by load_config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself; remove one of the extends lines")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}; see configs/ for examples") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; a configuration is YAML") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections; see configs/ for examples")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends names one YAML file, relative to this one")
+    return _merge(_read(path.parent / parent, (*seen, path.resolve())), values)
+
+
+def _parse(text: str, where: str):
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}: not valid YAML{line}; check the indentation and the colons") from None
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(values: dict, keys: list[str], value, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{override!r}: {key} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = [str(part) for part in fault["loc"]]
+    dotted = ".".join(where)
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(dotted, _known_keys(Config), n=1, cutoff=0.0)
+        return f"unknown key {dotted}; did you mean {near[0]}?"
+    if fault["type"] == "missing":
+        return f"the key {dotted} is missing; add it"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (it is {fault['input']!r})"
+    return f"{dotted}: {message}{given}" if dotted else message
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

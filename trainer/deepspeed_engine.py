@@ -1,0 +1,103 @@
+"""ZeRO stages 0 to 3 through DeepSpeed's engine."""
+
+import logging
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import nn
+
+from trainer.engine import Engine, EngineConfig, mean_of
+from trainer.optimizer import AdamWithAverage, OptimizerConfig
+from trainer.world import World
+
+# The shared-memory collectives for CPU ranks would be compiled at the first run (a minute); gloo serves as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+class DeepSpeedEngine(Engine):
+    def __init__(
+        self,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        task: nn.Module,
+        world: World,
+        micro_batch_size: int,
+        accumulation_steps: int,
+        max_grad_norm: float | None,
+    ):
+        self.world, self.stage = world, config.zero_stage
+        bf16 = config.precision == "bf16"
+        self.optimizer = AdamWithAverage(task, optimizer)
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": accumulation_steps,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "zero_optimization": {"stage": config.zero_stage},
+            "zero_allow_untested_optimizer": True,  # AdamWithAverage is torch's AdamW with one more state tensor
+            "steps_per_print": 2**62,
+        }
+        if bf16:
+            settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        deepspeed.init_distributed()
+        self.engine, *_ = deepspeed.initialize(model=task, optimizer=self.optimizer, config=settings)
+        assert self.engine.world_size == world.size, (self.engine.world_size, world.size)
+        self.parameters = dict(task.named_parameters())
+        self._create_state(steps=0)
+
+    def step(self, batches, plan, lr, ema_decay):
+        terms = []
+        self.optimizer.set_rates(lr, ema_decay)
+        for batch in batches:
+            loss, micro_terms = self.engine(batch, plan)
+            self.engine.backward(loss)
+            terms.append(micro_terms)
+            is_last = len(terms) == len(batches)
+            if is_last and self.stage == 0:  # DeepSpeed does not compute the norm in this stage
+                gradient_norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
+            self.engine.step()
+        if self.stage > 0:
+            gradient_norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.world.device)
+        return self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
+
+    def full_state(self, *kinds):
+        return {kind: {name: self._get(p, kind) for name, p in self.parameters.items()} for kind in kinds}
+
+    @torch.no_grad()
+    def load_full_state(self, state, steps):
+        self._create_state(steps)
+        for name, p in self.parameters.items():
+            for kind in ("weights", *AdamWithAverage.STATE):
+                self._set(p, kind, state[kind][name].to(self.world.device))
+
+    def _create_state(self, steps: int) -> None:
+        """Give every fp32 tensor that the optimizer updates its state before the first step, so it can be read and set."""
+        if self.stage == 3:
+            self.optimizer.create_state(self.engine.optimizer.fp32_partitioned_groups_flat, steps)
+            return
+        self.optimizer.create_state([p for group in self.optimizer.param_groups for p in group["params"]], steps)
+        if self.stage > 0:
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _get(self, p: nn.Parameter, kind: str) -> torch.Tensor:
+        if self.stage == 0:
+            return (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
+        value = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
+        return value.detach()
+
+    def _set(self, p: nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        if self.stage == 0:
+            (p if kind == "weights" else self.optimizer.state[p][kind]).copy_(value)
+        elif kind != "weights":
+            safe_set_full_optimizer_state(p, value, kind)
+        else:
+            safe_set_full_fp32_param(p, value)  # the fp32 master, then the weights that compute
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=self.stage == 3):
+                p.copy_(value)

@@ -1,0 +1,90 @@
+"""The one interface between the loop and what spreads a step over processes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor, nn
+
+from data.batch import Batch
+from model.masks import Plan
+from trainer.optimizer import OptimizerConfig
+from trainer.world import World
+
+
+class EngineConfig(BaseModel, extra="forbid", frozen=True):
+    """deepspeed: many GPUs and nodes, ZeRO. accelerate: a laptop or one GPU, DDP for several."""
+
+    name: Literal["deepspeed", "accelerate"] = "deepspeed"
+    zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _sound(self):
+        if self.name == "deepspeed" and self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("bf16 under deepspeed needs fp32 master weights: set engine.zero_stage to 1, 2 or 3")
+        return self
+
+
+class Engine(ABC):
+    """Trains one task on all processes of a world. Every method is collective: all ranks call it."""
+
+    world: World
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch], plan: Plan, lr: float, ema_decay: float) -> dict[str, Tensor]:
+        """One optimizer step over the micro-batches of this rank.
+
+        Returns the terms as float32 scalars on the device, means over all ranks and micro-batches, with
+        `gradient_norm` (before clipping) among them.
+        """
+
+    @abstractmethod
+    def full_state(self, *kinds: str) -> dict[str, dict[str, Tensor]]:
+        """Whole fp32 tensors on every rank, by kind and parameter name.
+
+        kinds: of "weights", "exp_avg", "exp_avg_sq", "ema".
+        """
+
+    @abstractmethod
+    def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
+        """Continue from what `full_state` gave for all kinds after `steps` optimizer steps, on any engine."""
+
+    def mean_over_ranks(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average scalars over all ranks in one collective."""
+        values = torch.stack([value.float() for value in terms.values()])
+        if self.world.size > 1:
+            dist.all_reduce(values)
+            values /= self.world.size
+        return dict(zip(terms, values.unbind(), strict=True))
+
+
+def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each term over micro-batches."""
+    return {name: torch.stack([t[name].float() for t in terms]).mean() for name in terms[0]}
+
+
+def build_engine(
+    config: EngineConfig,
+    optimizer: OptimizerConfig,
+    task: nn.Module,
+    world: World,
+    *,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    max_grad_norm: float | None,
+) -> Engine:
+    """The engine that `config.name` asks for. It takes ownership of `task`."""
+    if config.name == "deepspeed":
+        from trainer.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            config, optimizer, task, world, micro_batch_size, accumulation_steps, max_grad_norm
+        )
+    from trainer.accelerate_engine import AccelerateEngine
+
+    return AccelerateEngine(config, optimizer, task, world, max_grad_norm)

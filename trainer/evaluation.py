@@ -1,0 +1,31 @@
+"""Evaluation on test images: means of what the task reports for each sample."""
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, Field
+from torch import nn
+
+from data.stream import Stream
+from trainer.world import World
+
+
+class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
+    """When and on how many test images. There is always an evaluation before the first step and after the last."""
+
+    every_images: int = Field(0, ge=0)
+    picture_every_images: int = Field(0, ge=0)
+    images: int | None = Field(None, gt=0)  # the first so many of the test split; null: all of them
+    batch_size: int = Field(256, gt=0)  # of one rank; the figures do not depend on it
+
+
+def evaluate(task: nn.Module, stream: Stream, config: EvaluateConfig, world: World) -> dict[str, float]:
+    """Mean of every value of task.evaluate over the test images, each rank taking an equal run of them."""
+    images = min(config.images or stream.images, stream.images)
+    mine = torch.arange(images).tensor_split(world.size)[world.rank]
+    sums: dict[str, float] = {}
+    for position_B in mine.split(config.batch_size) if len(mine) else ():
+        for name, value_B in task.evaluate(stream.read(position_B)).items():
+            sums[name] = sums.get(name, 0.0) + value_B.double().sum().item()
+    of_ranks: list = [None] * world.size
+    dist.all_gather_object(of_ranks, sums)
+    return {name: sum(s.get(name, 0.0) for s in of_ranks) / images for name in of_ranks[0]}

@@ -1,0 +1,155 @@
+"""The training loop: one function, read from top to bottom."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data.batch import Batch
+from data.index import load_index
+from data.stream import Stream, prefetch
+from model.biglearn import BigLearnVAE
+from model.masks import local_positions
+from model.patch_autoencoder import PatchAutoencoder
+from model.task import BigLearnTask, PatchAETask
+from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trainer.config import Config
+from trainer.engine import Engine, build_engine
+from trainer.evaluation import evaluate
+from trainer.metrics import JsonLines, Metrics, ProgressBar
+from trainer.optimizer import AdamWithAverage, ema_decay, learning_rate
+from trainer.pictures import draw_sheet
+from trainer.run_directory import RunDirectory
+from trainer.world import World
+
+KINDS = ("weights", *AdamWithAverage.STATE)
+
+
+def build_task(config: Config) -> nn.Module:
+    """The model with its objective, initialised from the seed."""
+    torch.manual_seed(config.seed)
+    if config.method == "patch_ae":
+        return PatchAETask(PatchAutoencoder())
+    model = BigLearnVAE(config.model, config.method, config.data.token_dim, config.data.patches)
+    return BigLearnTask(model, config.objective, config.seed)
+
+
+def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict:
+    """Train to config.total_images and return the summary that also stands in reports/summary.json.
+
+    resume: continue from the newest checkpoint when there is one. Every rank calls this.
+    """
+    # What is trained, and on what.
+    task = build_task(config)
+    groups = len(task.plans[0].groups)
+    micro_batch_size = config.micro_batch_size(world.size, groups)
+    index = load_index(config.data.shards)
+    seen_through = {"patch_size": config.data.patch_size, "device": world.device, "memory_bytes": config.data.memory_bytes}
+    train_stream = Stream(index, config.data.shards, "train", seed=config.seed, **seen_through)
+    test_stream = Stream(index, config.data.shards, "test", seed=None, **seen_through)
+    engine = build_engine(
+        config.engine, config.optimizer, task.to(world.device), world,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=config.train.accumulation_steps,
+        max_grad_norm=config.train.max_grad_norm,
+    )
+    evaluated_task = build_task(config).to(world.device).requires_grad_(False)
+
+    # Resume: 1. verify and read the checkpoint; 2. weights, average and moments; 3. the two integers that fix the
+    # order of the data, the masks, the noise, the plan and the learning rate; 4. logs, without what is made again.
+    images = step = 0
+    newest = run.newest_checkpoint() if resume else None
+    if newest:
+        checkpoint = load_checkpoint(newest)
+        engine.load_full_state(checkpoint.tensors, checkpoint.state["step"])
+        images, step = checkpoint.state["images"], checkpoint.state["step"]
+    dist.barrier()
+    sinks, evaluations = [], []
+    if world.is_main:
+        bar = ProgressBar(images, config.total_images)
+        sinks = [JsonLines(run.metrics, images), bar]
+        evaluations = [JsonLines(run.evaluations, images - 1)]  # the evaluation at this point is made again below
+    metrics = Metrics(config.metrics, images, sinks)
+
+    def look(with_picture: bool) -> dict:
+        """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
+        with metrics.phase("evaluation"):
+            evaluated_task.load_state_dict(engine.full_state("ema")["ema"])
+            values = evaluate(evaluated_task, test_stream, config.evaluate, world)
+            for sink in evaluations:
+                sink({"step": step, "images": images, **values})
+            if with_picture and world.is_main and isinstance(evaluated_task, BigLearnTask):
+                title = f"{config.method}, {config.model.mask_tokens}: {images:,} training images, "
+                title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
+                draw_sheet(evaluated_task, test_stream, config.data.patch_size, title).save(run.picture(images))
+        return values
+
+    values = look(with_picture=not images)
+    start_images = images
+    batches = _batches(train_stream, config, images, groups, world)
+    while images < config.total_images:
+        plan = task.plans[step % len(task.plans)]
+        rate = learning_rate(config.optimizer, config.schedule, images, config.train.batch_size, config.total_images)
+        decay = ema_decay(config.optimizer, images, config.train.batch_size)
+        with metrics.phase("data"):
+            micro_batches = list(itertools.islice(batches, config.train.accumulation_steps))
+        with metrics.phase("step"):
+            terms = engine.step(micro_batches, plan, rate, decay)
+        before, images, step = images, images + config.train.batch_size, step + 1
+        metrics.record_step(step, images, terms, learning_rate=rate)
+
+        def due(every: int, before: int = before) -> bool:
+            return images >= config.total_images or bool(every and images // every > before // every)
+
+        if due(config.evaluate.every_images) or due(config.evaluate.picture_every_images):
+            values = look(with_picture=due(config.evaluate.picture_every_images))
+        if due(config.train.checkpoint_every_images):
+            metrics.flush()  # a loss that is not finite never gets into a checkpoint
+            with metrics.phase("checkpoint"):
+                _save(engine, config, run, images, step)
+    metrics.flush()
+    if world.is_main:
+        bar.close()
+    seconds = metrics.total_seconds["data"] + metrics.total_seconds["step"]
+    return {
+        "method": config.method,
+        "mask_tokens": config.model.mask_tokens,
+        "parameters": sum(p.numel() for p in evaluated_task.parameters()),
+        "engine": config.engine.name,
+        "world_size": world.size,
+        "steps": step,
+        "images": images,
+        "training_seconds": round(seconds, 3),  # of this process, in data and steps
+        "images_per_second": round((images - start_images) / seconds, 1) if seconds else None,
+        "before": run.first_evaluation() if world.is_main else None,
+        "after": values,
+    }
+
+
+def _batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[Batch]:
+    """The micro-batches of this rank, endlessly, from the position `images` of the training sequence on."""
+    size, accumulation = config.train.batch_size, config.train.accumulation_steps
+    positions = (
+        local_positions(first, size, groups, micro * world.size + world.rank, accumulation * world.size)
+        for first in itertools.count(images, size)
+        for micro in range(accumulation)
+    )
+    return prefetch(stream.read, positions, config.data.workers)
+
+
+def _save(engine: Engine, config: Config, run: RunDirectory, images: int, step: int) -> None:
+    """Gather the whole state on all ranks; rank 0 writes it."""
+    tensors = engine.full_state(*KINDS)
+    if engine.world.is_main:
+        state = {
+            "images": images,
+            "step": step,
+            "seed": config.seed,
+            "method": config.method,
+            "model": config.model.model_dump(mode="json"),
+            "data": config.data.model_dump(mode="json"),
+        }
+        save_checkpoint(run.checkpoints, Checkpoint(tensors, state), config.checkpoint.keep)
+    dist.barrier()
