@@ -65,7 +65,7 @@ class TokenEmbedding(nn.Module):
         """Tokens (B, L+1, E); z_BZ None asks for z."""
         dtype = self.mask_token.dtype
         patch_BLE = torch.where(observed_BL[..., None], self.patch_embed(x_BLD.to(dtype)), self.mask_token)
-        patch_BLE = patch_BLE + self.position_LE
+        patch_BLE = patch_BLE + self.position_LE.to(dtype)
         z_BE = self.z_query.expand(len(x_BLD), -1) if z_BZ is None else self.z_embed(z_BZ.to(dtype))
         return self.norm(torch.cat([patch_BLE, z_BE[:, None].to(patch_BLE.dtype)], dim=1))
 

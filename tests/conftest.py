@@ -1,0 +1,44 @@
+"""Shared by all tests: the root of the repository, small models, one world of one process."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def world():
+    """This process as a world of one, on the CPU."""
+    from trainer.world import join_world
+
+    joined = join_world("cpu")
+    yield joined
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def digits_shards(tmp_path_factory) -> Path:
+    """The embedded data set, written once."""
+    from data.shards import prepare
+
+    out = tmp_path_factory.mktemp("shards") / "digits"
+    prepare("digits", out, progress=False)
+    return out
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

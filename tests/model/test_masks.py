@@ -1,0 +1,88 @@
+"""Plans and masks: sizes, distribution, independence of ranks."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta, kstest
+
+from model.masks import drawn_masks, joint_plans, local_positions, make_plans, mask_sizes, plan_masks
+from model.objective import ObjectiveConfig
+
+L = 64
+
+
+def test_sizes_at_the_ends():
+    n_S, n_T = mask_sizes(np.array([0, 0.999, 1, 0]), np.array([0, 1, 0.5, 1]), L)
+    assert n_S.tolist() == [0, 63, 63, 0]
+    assert n_T.tolist() == [1, 1, 1, 64]
+
+
+def test_plans_follow_the_two_betas_and_are_a_pure_function_of_the_seed():
+    objective = ObjectiveConfig(plans=64)
+    plans = make_plans(objective, L, seed=1)
+    assert plans == make_plans(objective, L, seed=1)
+    assert plans != make_plans(objective, L, seed=2)
+    sizes = np.array([plan.groups for plan in plans])
+    assert ((sizes[..., 0] + sizes[..., 1] <= L) & (sizes[..., 1] >= 1)).all()
+    u = np.random.default_rng(0).random((2, 400_000))
+    n_S, n_T = mask_sizes(beta.ppf(u[0], *objective.s_beta), beta.ppf(u[1], *objective.t_beta), L)
+    assert sizes[..., 0].mean() == pytest.approx(n_S.mean(), rel=0.02)
+    assert sizes[..., 1].mean() == pytest.approx(n_T.mean(), rel=0.02)
+
+
+def test_every_plan_holds_small_and_large_sets():
+    """Stratified: the largest |S| of each plan lies in the top eighth of the Beta, the smallest in the bottom one."""
+    for plan in make_plans(ObjectiveConfig(), L, seed=3):
+        sizes = sorted(n_S for n_S, _ in plan.groups)
+        assert sizes[0] <= L * beta.ppf(1 / 8, 0.5, 3) < L * beta.ppf(7 / 8, 0.5, 3) <= sizes[-1] + 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_joint_probability_is_the_share_of_the_joint_task(share):
+    plans = make_plans(ObjectiveConfig(joint_probability=share, s_beta=(50, 50)), L, seed=0)
+    joint = [size == (0, L) for plan in plans for size in plan.groups]
+    assert np.mean(joint) == share
+
+
+def test_the_vae_has_the_joint_task_alone():
+    assert [plan.groups for plan in joint_plans(L)] == [((0, L),)]
+
+
+def test_masks_have_the_planned_sizes_and_do_not_overlap():
+    plan = make_plans(ObjectiveConfig(), L, seed=0)[0]
+    observed_BL, target_BL = plan_masks(plan, torch.arange(40), L, seed=0)
+    assert not (observed_BL & target_BL).any()
+    assert observed_BL.sum(1).view(8, 5).tolist() == [[n_S] * 5 for n_S, _ in plan.groups]
+    assert target_BL.sum(1).view(8, 5).tolist() == [[n_T] * 5 for _, n_T in plan.groups]
+
+
+def test_places_are_uniform_and_change_with_every_image():
+    plan = make_plans(ObjectiveConfig(groups=1, s_beta=(50, 50), t_beta=(50, 50)), L, seed=0)[0]
+    observed_BL, target_BL = plan_masks(plan, torch.arange(20_000), L, seed=0)
+    for mask_BL in (observed_BL, target_BL):
+        frequency_L = mask_BL.double().mean(0)
+        assert (frequency_L - frequency_L.mean()).abs().max() < 0.02
+    assert len(observed_BL.unique(dim=0)) == 20_000
+
+
+def test_evaluation_draws_from_the_true_betas():
+    observed_BL, target_BL = drawn_masks(ObjectiveConfig(s_beta=(2, 2), t_beta=(2, 3)), torch.arange(20_000), L, seed=0)
+    n_S = observed_BL.sum(1).numpy()
+    jitter = np.random.default_rng(0).random(len(n_S))
+    assert kstest((n_S + jitter) / L, beta(2, 2).cdf).statistic < 0.02
+    n_T = target_BL.sum(1).numpy()
+    assert ((n_T - 0.5) / (L - n_S)).mean() == pytest.approx(2 / 5, abs=0.02)
+
+
+@pytest.mark.parametrize("shares", [1, 2, 4])
+def test_shares_divide_every_group_equally_and_groups_do_not_depend_on_them(shares):
+    groups, batch = 4, 32
+    positions = [local_positions(96, batch, groups, share, shares).view(groups, -1) for share in range(shares)]
+    together = torch.cat(positions, dim=1)  # group after group, whatever the shares
+    assert together.tolist() == torch.arange(96, 128).view(groups, -1).tolist()
+    assert all(p.shape[1] == batch // groups // shares for p in positions)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    with pytest.raises(AssertionError):
+        local_positions(0, 30, 4, 0, 2)

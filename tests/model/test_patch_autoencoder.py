@@ -1,0 +1,27 @@
+"""PatchAE: its count, its order of pixels, its independence of the neighbours."""
+
+import torch
+
+from model.patch_autoencoder import PatchAutoencoder
+
+
+def test_parameter_count_is_the_papers():
+    assert sum(p.numel() for p in PatchAutoencoder().parameters()) == 2_432_003
+
+
+def test_each_patch_is_coded_on_its_own():
+    torch.manual_seed(0)
+    model, x_ND = PatchAutoencoder(), torch.rand(4, 768)
+    together, alone = model.encode(x_ND), torch.cat([model.encode(x_D[None]) for x_D in x_ND])
+    assert together.shape == (4, 512)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert model.decode(together).shape == (4, 768)
+
+
+def test_pixels_are_in_row_column_channel_order():
+    """A translation by one pixel along a row moves what the first convolution sees along its last axis."""
+    model, seen = PatchAutoencoder(), []
+    model.encoder[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x_HWC = torch.rand(16, 16, 3)
+    model.encode(x_HWC.reshape(1, 768))
+    torch.testing.assert_close(seen[0][0], x_HWC.permute(2, 0, 1))
