@@ -11,10 +11,9 @@ import logging
 import os
 
 from data.index import read_index
-from data.shards import prepare
 from data.sources import SOURCES
 from data.verify import verify
-from launch import cli
+from launch.cli import run
 
 EXAMPLES = """\
 examples:
@@ -24,7 +23,6 @@ examples:
 
 An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.
 """
-_PROCESSORS = len(os.sched_getaffinity(0))  # the ones this process may use
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,11 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     for source in SOURCES.values():
         counts = " and ".join(f"{count:,} {split}" for split, count in source.splits.items())
         add = commands.add_parser(source.name, help=f"write its {counts} images as shards").add_argument
+        # What is embedded is small: starting processes would take longer than to write it.
+        workers = 1 if source.embedded else len(os.sched_getaffinity(0))
         if not source.embedded:
             add("--source", metavar="DIR", help="folder of the original files; default: download them")
         add("--out", metavar="DIR", default=f"datasets/{source.name}", help="default: %(default)s")
         add("--image-size", metavar="N", type=_count, default=32, help="pixels; default: %(default)s")
-        add("--workers", metavar="N", type=_count, default=_PROCESSORS, help="default: %(default)s")
+        add("--workers", metavar="N", type=_count, default=workers, help="processes; default: %(default)s")
         add("--overwrite", action="store_true", help="replace what the folder holds")
     command = commands.add_parser("verify", help="read all shards of a folder and check them")
     command.add_argument("folder", metavar="DIR")
@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.command == "verify":
         return _verify(options.folder)
+    from data.shards import prepare  # slow to import: only now, so that --help and mistakes answer at once
+
     prepare(
         options.command,
         options.out,
@@ -85,4 +87,4 @@ def _verify(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

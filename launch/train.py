@@ -35,16 +35,20 @@ def main(argv: list[str]) -> int:
         help="auto: go on from the newest checkpoint in run_dir if there is one (default: never)",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check and count everything, write and train nothing")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     arguments = parser.parse_intermixed_args(argv)
 
     from trainer.config import load_config
+    from trainer.metrics import NonFiniteError
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
         return dry_run(config)
-    return train(config, resume=arguments.resume == "auto")
+    try:
+        return train(config, resume=arguments.resume == "auto")
+    except NonFiniteError as error:
+        print(f"error: {error}; the last checkpoint is from before it", file=sys.stderr)
+        return 3
 
 
 def dry_run(config) -> int:
@@ -98,11 +102,9 @@ def train(config, *, resume: bool) -> int:
     if not resume:
         run.refuse_unless_new()
     world = join_world(config.engine.device)
-    if world.is_main:
-        if SOURCES[config.data.source].embedded and not Path(config.data.shards).exists():
-            print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
-            prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
-        run.create(config)
+    if world.is_main and SOURCES[config.data.source].embedded and not Path(config.data.shards).exists():
+        print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
+        prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
     dist.barrier()
     summary = train_loop(config, world, run, resume)
     if world.is_main:

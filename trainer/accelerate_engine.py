@@ -1,5 +1,6 @@
 """Plain torch and DDP through Accelerate: a laptop, one GPU, several ranks that each hold everything."""
 
+import warnings
 from contextlib import nullcontext
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 from trainer.engine import Engine, EngineConfig, mean_of
 from trainer.optimizer import AdamWithAverage, OptimizerConfig
 from trainer.world import World
+
+# torch renames the option; accelerate knows it by its old name.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 
 class AccelerateEngine(Engine):
@@ -32,7 +36,8 @@ class AccelerateEngine(Engine):
         self.parameters = dict(task.named_parameters())
         self.optimizer = AdamWithAverage(task, optimizer)
         self.optimizer.create_state(self.parameters.values())
-        self.task = self.accelerator.prepare_model(task)
+        # One process needs no DDP: evaluation_mode leaves the module as it is, but for autocast.
+        self.task = self.accelerator.prepare_model(task, evaluation_mode=world.size == 1)
 
     def step(self, batches, plan, lr, ema_decay):
         terms = []

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from data.batch import Batch
-from data.index import load_index
+from data.errors import UserError
+from data.index import load_index, prepare_command
 from data.stream import Stream, prefetch
 from model.biglearn import BigLearnVAE
 from model.masks import local_positions
@@ -45,10 +46,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     task = build_task(config)
     groups = len(task.plans[0].groups)
     micro_batch_size = config.micro_batch_size(world.size, groups)
-    index = load_index(config.data.shards)
-    seen_through = {"patch_size": config.data.patch_size, "device": world.device, "memory_bytes": config.data.memory_bytes}
-    train_stream = Stream(index, config.data.shards, "train", seed=config.seed, **seen_through)
-    test_stream = Stream(index, config.data.shards, "test", seed=None, **seen_through)
+    train_stream, test_stream = _open_streams(config, world)
     engine = build_engine(
         config.engine, config.optimizer, task.to(world.device), world,
         micro_batch_size=micro_batch_size,
@@ -59,6 +57,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
 
     # Resume: 1. verify and read the checkpoint; 2. weights, average and moments; 3. the two integers that fix the
     # order of the data, the masks, the noise, the plan and the learning rate; 4. logs, without what is made again.
+    if world.is_main:
+        run.create(config)
     images = step = 0
     newest = run.newest_checkpoint() if resume else None
     if newest:
@@ -126,6 +126,20 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         "before": run.first_evaluation() if world.is_main else None,
         "after": values,
     }
+
+
+def _open_streams(config: Config, world: World) -> tuple[Stream, Stream]:
+    """The training sequence of this seed, and the test images in file order."""
+    data = config.data
+    index = load_index(data.shards)
+    if index.image_shape[0] != data.image_size:
+        raise UserError(
+            f"{data.shards} holds images of {index.image_shape[0]} pixels but data.image_size is {data.image_size}; "
+            f"write others: {prepare_command(data.source, f'{data.shards}_{data.image_size}', f'--image-size {data.image_size}')}"
+        )
+    options = {"patch_size": data.patch_size, "device": world.device, "memory_bytes": data.memory_bytes}
+    train_stream = Stream(index, data.shards, "train", seed=config.seed, **options)
+    return train_stream, Stream(index, data.shards, "test", seed=None, **options)
 
 
 def _batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[Batch]:

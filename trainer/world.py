@@ -32,6 +32,7 @@ def join_world(device: str) -> World:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device is cuda, but torch sees no CUDA device; set engine.device=cpu or auto")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from data.sources import SOURCES, IdxSource, find_source, read_idx
+from data.sources import SOURCES, IdxSource, Samples, find_source, read_idx
 
 SPLITS = {"train": 20, "test": 10}
 PARTS = {"train": "train", "test": "t10k"}
@@ -70,13 +70,11 @@ def test_digits_are_stratified_and_the_same_each_time():
         assert (samples.images.min(), samples.images.max()) == (0, 255)
         share = np.bincount(samples.labels_N, minlength=10) / len(samples.labels_N)
         assert np.abs(share - 0.1).max() < 0.01
-    assert loaded["test"].labels_N[:5].tolist() == GOLDEN_TEST_LABELS
-    assert loaded["train"].sha256.startswith(GOLDEN_TRAIN_SHA256)
+    assert loaded["test"].labels_N[:5].tolist() == [0, 2, 4, 7, 1]
+    assert loaded["train"].sha256.startswith("7fc24a9bf20cce3e")
 
 
 def test_the_checksum_tells_images_labels_and_shapes_apart():
-    from data.sources import Samples
-
     images_NHW, labels_N = np.zeros((4, 2, 8), np.uint8), np.zeros(4, np.int64)
     sums = {
         Samples.from_arrays(*arrays).sha256
@@ -222,9 +220,11 @@ def served(folder):
     with ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ LABELS = "train-labels-idx1-ubyte.gz"
     [
         (lambda packed: packed.update({LABELS: b"<html>Moved</html>"}), "md5"),
         (lambda packed: packed.update({f"{LABELS}.cut": packed.pop(LABELS)}), "cut short|IncompleteRead"),
-        (lambda packed: packed.pop(LABELS), "Not Found"),
+        (lambda packed: packed.pop(LABELS), "File not found"),
         (lambda packed: packed.update({LABELS: bytes(65 * 2**20)}), "more than 67,108,864 bytes"),
     ],
     ids=["wrong checksum", "truncated", "absent", "endless"],
@@ -284,4 +284,5 @@ def test_no_mirror_answers(tmp_path, packed, cache):
         pass
     with pytest.raises(UserError, match="cannot download train-images-idx3-ubyte.gz") as caught:
         source(packed, url, f"{url}/second").load(None)
-    assert str(caught.value).count("refused") == 2
+    for mirror in (url, f"{url}/second"):
+        assert f"{mirror}/train-images-idx3-ubyte.gz: " in str(caught.value)

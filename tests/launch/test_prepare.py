@@ -1,0 +1,162 @@
+"""launch/prepare.py as its user meets it: a command, its lines and its exit code."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, cwd=ROOT, **environment):
+    command = [sys.executable, ROOT / "launch" / "prepare.py", *map(str, arguments)]
+    # Without PYTHONPATH: the script must find its own checkout.
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "digits"
+    return out, run("digits", "--out", out)
+
+
+def assert_user_error(result, *words):
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert str(word) in result.stderr
+
+
+def test_it_says_what_it_wrote(prepared):
+    out, result = prepared
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"wrote {out}: 1,437 train and 360 test images in 2 shards, 1.9 MB, in ")
+    assert (out / "index.json").exists()
+
+
+def test_a_second_run_does_nothing(prepared):
+    result = run("digits", "--out", prepared[0])
+    assert result.returncode == 0
+    assert "is whole, nothing to do" in result.stdout
+
+
+def test_the_default_folder_is_below_the_current_one(tmp_path):
+    result = run("digits", "--image-size", 8, "--workers", 1, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "datasets" / "digits" / "index.json").exists()
+    assert run("verify", "datasets/digits", cwd=tmp_path).returncode == 0
+
+
+def test_another_size_is_refused_and_overwritten_on_request(tmp_path):
+    out = tmp_path / "digits"
+    assert run("digits", "--out", out, "--image-size", 8).returncode == 0
+    assert_user_error(run("digits", "--out", out), "holds other data", out, "--overwrite")
+    assert run("digits", "--out", out, "--overwrite").returncode == 0
+
+
+def test_verify_prints_each_fault_and_exits_1(prepared, tmp_path):
+    result = run("verify", prepared[0])
+    assert (result.returncode, result.stdout.count("\n")) == (0, 1)
+    assert "is whole: 1,437 train and 360 test images in 2 shards, 1.9 MB" in result.stdout
+
+    out = tmp_path / "digits"
+    run("digits", "--out", out)
+    os.truncate(out / "train-000000.tar", 5000)
+    (out / "test-000000.tar").unlink()
+    result = run("verify", out)
+    assert (result.returncode, result.stderr) == (1, "")
+    faults = result.stdout.splitlines()
+    assert len(faults) == 2
+    assert faults[0].startswith(f"{out}/train-000000.tar: has 5000 bytes")
+    assert faults[1].startswith(f"{out}/test-000000.tar: No such file")
+
+
+def test_verify_of_nothing_names_the_command(tmp_path):
+    result = run("verify", tmp_path / "nowhere")
+    assert result.returncode == 1
+    assert "python launch/prepare.py mnist --out" in result.stdout
+    assert result.stdout.count("\n") == 1
+
+
+def test_a_missing_source_folder_is_one_line(tmp_path):
+    result = run("mnist", "--source", tmp_path, "--out", tmp_path / "out")
+    assert_user_error(result, tmp_path, "train-images-idx3-ubyte", "--source")
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_adds_the_traceback(tmp_path):
+    result = run("mnist", "--source", tmp_path, "--debug")
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "NAME"),
+        (("minst",), "invalid choice: 'minst'"),
+        (("digits", "--image-size", "0"), "0 is not a whole number"),
+        (("digits", "--workers", "two"), "two is not a whole number"),
+        (("digits", "--source", "x"), "--source"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_without_traceback(arguments, words):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_has_examples():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "python launch/prepare.py mnist --source" in result.stdout
+    for option in ("--source", "--out", "--image-size", "--workers", "--overwrite"):
+        assert option in run("mnist", "--help").stdout
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """A folder in torchvision's layout with files of MNIST's names and sizes, and made-up content."""
+    root = tmp_path_factory.mktemp("torchvision")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60_000), ("t10k", 10_000)):
+        pixels = bytes(count * 28 * 28)
+        labels = (np.arange(count) % 10).astype(np.uint8).tobytes()
+        header = struct.pack(">IIII", 0x803, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels)
+    return root
+
+
+def test_mnist_is_written_in_parallel(mnist, tmp_path):
+    result = run("mnist", "--source", mnist, "--out", tmp_path / "out", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert "60,000 train and 10,000 test images in 10 shards" in result.stdout
+    assert run("verify", tmp_path / "out").returncode == 0
+
+
+def test_an_interrupt_exits_130_and_the_next_run_goes_on(mnist, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, ROOT / "launch" / "prepare.py", "mnist", "--source", mnist, "--out", out]
+    process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*.tar.json")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert not (out / "index.json").exists()
+    result = run("mnist", "--source", mnist, "--out", out)
+    assert result.returncode == 0
+    assert "shards were there already" in result.stdout

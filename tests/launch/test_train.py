@@ -1,0 +1,184 @@
+"""launch/train.py as a person starts it: engines, launchers, resume, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.trainer.conftest import TINY
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory, digits_shards) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"shards": str(digits_shards)}}))
+    return path
+
+
+def start(root: Path, *command) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [str(part) for part in command], cwd=root, capture_output=True, text=True, timeout=300,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(root, tiny_file, tmp_path_factory) -> Path:
+    """A run by plain python and Accelerate, one process."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={run}")
+    assert done.returncode == 0, done.stderr
+    assert "test BigLearnELBO" in done.stdout
+    return run
+
+
+def test_a_run_leaves_what_it_promises(reference):
+    assert {"config.yaml", "run.json", "metrics.jsonl", "evaluations.jsonl"} <= {p.name for p in reference.iterdir()}
+    assert (reference / "samples/img-000000000096.png").exists()
+    assert (reference / "checkpoints/img-000000000096/manifest.json").exists()
+    lines = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["images"] for line in lines] == [16, 32, 48, 64, 80, 96]
+    assert all({"loss", "elbo", "reconstruction", "kl", "gradient_norm"} <= line.keys() for line in lines)
+    summary = json.loads((reference / "reports/summary.json").read_text())
+    assert summary["after"]["biglearn_elbo"] > summary["before"]["biglearn_elbo"]
+
+
+LAUNCHERS = {
+    "deepspeed, 1 process": (["deepspeed", "launch/train.py"], ["engine.name=deepspeed"]),
+    "deepspeed, 2 processes": (["deepspeed", "--num_gpus", "2", "launch/train.py"], ["engine.name=deepspeed"]),
+    "torchrun, 2 processes": (["torchrun", "--nproc-per-node", "2", "launch/train.py"], []),
+    "accelerate launch, 2 processes": (
+        ["accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no", "--main_process_port", "0", "launch/train.py"], [],
+    ),
+    "python and deepspeed's engine": (["python", "launch/train.py"], ["engine.name=deepspeed"]),
+    "torchrun, 2 processes, accumulation": (
+        ["torchrun", "--nproc-per-node", "2", "launch/train.py"], ["train.accumulation_steps=2"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_and_engine_gives_the_same_losses(root, tiny_file, tmp_path, reference, launcher):
+    (program, *rest), overrides = LAUNCHERS[launcher]
+    run = tmp_path / "run"
+    done = start(root, BIN / program, *rest, "--config", tiny_file, f"run_dir={run}", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
+    evaluated = [json.loads((r / "evaluations.jsonl").read_text().splitlines()[-1]) for r in (run, reference)]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
+def test_a_resumed_run_goes_on_bit_for_bit(root, tiny_file, tmp_path, engine):
+    """Stopped in the middle of an accumulation of epochs and started again: the same losses, each once."""
+    common = ["--config", tiny_file, f"engine.name={engine}", "train.checkpoint_every_images=32"]
+    command = [sys.executable, "launch/train.py", *common]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start(root, *command, f"run_dir={whole}").returncode == 0
+    for steps in (2, 5, 6):
+        assert start(root, *command, f"run_dir={parts}", f"train.max_steps={steps}", "--resume", "auto").returncode == 0
+    assert losses(parts) == losses(whole)
+    last = [(run / "evaluations.jsonl").read_text().splitlines()[-1] for run in (whole, parts)]
+    assert last[0] == last[1]
+
+
+def test_a_checkpoint_resumes_on_the_other_engine_and_on_more_ranks(root, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    command = ["--config", tiny_file, f"run_dir={run}", "--resume", "auto"]
+    assert start(root, sys.executable, "launch/train.py", *command, "train.max_steps=3").returncode == 0
+    more = [BIN / "deepspeed", "--num_gpus", "2", "launch/train.py", *command, "engine.name=deepspeed"]
+    assert start(root, *more, "engine.zero_stage=2", "train.max_steps=5").returncode == 0
+    assert start(root, sys.executable, "launch/train.py", *command).returncode == 0
+    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
+
+
+def test_dry_run_counts_and_touches_nothing(root, tmp_path):
+    command = [sys.executable, "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
+    done = start(root, *command, f"run_dir={tmp_path / 'run'}", "data.shards=nowhere")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts == counts | {
+        "method": "biglearn_u", "mask_tokens": "query_only", "parameters": 1_269_104,
+        "parameters_millions_2_20": 1.2103, "tokens_per_image": 195, "token_layers_per_image": 1560,
+        "images_per_epoch": 60_000, "steps": 46_875, "world_size": 1,
+    }  # fmt: skip
+    assert counts["flops_per_image"] > 1e9
+    assert yaml.safe_load(done.stdout.rpartition("\n{")[0])["train"]["batch_size"] == 128
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["celeba_base", "celeba_patchae"])
+def test_dry_run_builds_the_two_stages_of_celeba(root, name):
+    done = start(root, sys.executable, "launch/train.py", "--config", f"configs/{name}.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["parameters_millions_2_20"] == {"celeba_base": 89.9421, "celeba_patchae": 2.3193}[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause_and_mend"),
+    [
+        (["train.batchsize=64"], "did you mean train.batch_size?"),
+        (["data.patch_size=5"], "image_size 32 is no multiple of patch_size 5"),
+        (["train.batch_size=18"], "set train.batch_size=16 or another multiple of 4"),
+        (["data.source=mnist", "data.shards=nowhere"], "python launch/prepare.py mnist"),
+        (["data.image_size=64"], "--image-size 64"),
+        (["engine.device=cuda"], "set engine.device=cpu"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(root, tiny_file, tmp_path, arguments, cause_and_mend):
+    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", *arguments]
+    done = start(root, *command)
+    assert done.returncode == 2
+    assert cause_and_mend in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" in start(root, *command, "--debug").stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_deepspeed_launcher_hands_on_the_exit_code(root, tiny_file):
+    assert start(root, BIN / "deepspeed", "launch/train.py", "--config", tiny_file, "nokey=1").returncode == 2
+
+
+def test_a_damaged_index_is_named(root, tiny_file, tmp_path, digits_shards):
+    (tmp_path / "index.json").write_text((digits_shards / "index.json").read_text()[:-9])
+    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"data.shards={tmp_path}")
+    assert done.returncode == 2
+    assert str(tmp_path / "index.json") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_is_never_written_over(root, tiny_file, reference):
+    before = (reference / "metrics.jsonl").read_text()
+    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}")
+    assert done.returncode == 2
+    assert "--resume auto" in done.stderr
+    assert (reference / "metrics.jsonl").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_ends_with_exit_code_3(root, tiny_file, tmp_path):
+    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
+    done = start(root, *command, "optimizer.learning_rate=1e30", "train.total_images=320")
+    assert done.returncode == 3
+    assert "not finite" in done.stderr or "the loss is" in done.stderr
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_the_embedded_data_set_is_written_when_absent(root, tiny_file, tmp_path):
+    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
+    done = start(root, *command, f"data.shards={tmp_path / 'digits'}", "train.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits/index.json").exists()

@@ -1,0 +1,107 @@
+"""The configuration: files, inheritance, overrides, and one plain line for each mistake."""
+
+import pytest
+
+from data.errors import UserError
+from trainer.config import dump_config, load_config
+
+
+def test_every_committed_configuration_loads(root):
+    paths = sorted((root / "configs").glob("*.yaml"))
+    assert {f"{name}_case{k}" for name in ("mnist", "fashion") for k in range(1, 5)} <= {p.stem for p in paths}
+    for path in paths:
+        load_config(path)
+
+
+def test_what_is_stored_with_a_run_loads_to_the_same(tiny, tmp_path):
+    config = tiny("method=vae", "train.max_grad_norm=2")
+    stored = tmp_path / "stored.yaml"
+    stored.write_text(dump_config(config))
+    assert load_config(stored) == config
+
+
+def test_extends_changes_only_what_it_names(root):
+    base, extended = (load_config(root / f"configs/mnist_case{k}.yaml") for k in (1, 2))
+    assert extended.model.embed_dim == 256
+    assert extended.model.latent_dim == base.model.latent_dim
+    assert extended.train == base.train
+
+
+def test_the_length_of_a_case_is_the_same_for_all_methods(root):
+    steps = {
+        load_config(root / "configs/mnist_case1.yaml", [f"method={method}"]).steps
+        for method in ("vae", "biglearn_t", "biglearn_u")
+    }
+    assert len(steps) == 1
+
+
+def test_overrides_are_yaml_values(tiny):
+    config = tiny("train.batch_size=64", "objective.s_beta=[1, 2]", "train.max_steps=null", "method=vae")
+    assert config.train.batch_size == 64
+    assert config.objective.s_beta == (1.0, 2.0)
+    assert config.train.max_steps is None
+
+
+def test_default_run_directory_names_configuration_and_method(root):
+    assert load_config(root / "configs/digits.yaml", ["method=vae"]).run_dir == "runs/digits-vae"
+
+
+@pytest.mark.parametrize(
+    ("override", "cause_and_mend"),
+    [
+        ("train.batchsize=64", "unknown key train.batchsize; did you mean train.batch_size?"),
+        ("enginename=deepspeed", "unknown key enginename; did you mean engine.name?"),
+        ("engine.zero_stage=4", "engine.zero_stage: Input should be less than or equal to 3 (it is 4)"),
+        ("method=gan", "method: Input should be 'vae', 'biglearn_t', 'biglearn_u' or 'patch_ae' (it is 'gan')"),
+        ("data.patch_size=5", "image_size 32 is no multiple of patch_size 5"),
+        ("model.num_heads=3", "embed_dim 16 must be divisible by num_heads 3"),
+        ("train.batch_size=many", "train.batch_size: Input should be a valid integer"),
+        ("data.source=mnits", "mnist"),
+        ("train", "write section.key=value"),
+        ("train.batch_size.x=1", "batch_size is a value, not a section"),
+        ("objective.s_beta=[1", "not valid YAML"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_mistakes_are_one_plain_line(tiny, override, cause_and_mend):
+    with pytest.raises(UserError) as mistake:
+        tiny(override)
+    assert cause_and_mend in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_bf16_needs_master_weights(tiny):
+    with pytest.raises(UserError, match="set engine.zero_stage to 1, 2 or 3"):
+        tiny("engine.name=deepspeed", "engine.precision=bf16", "engine.zero_stage=0")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("a: [", "not valid YAML in line 1"),
+        ("- a", "a configuration is a mapping"),
+        ("extends: itself.yaml", "extends itself"),
+        ("extends: absent.yaml", "cannot read the configuration"),
+        ("train: {total_images: 1}", "the key data is missing; add it"),
+        ("x: !!python/object/apply:os.system ['touch /tmp/never']", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_one_plain_line(tmp_path, text, cause):
+    path = tmp_path / "itself.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=cause) as mistake:
+        load_config(path)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_batch_that_does_not_split_names_one_that_does(tiny):
+    config = tiny("train.batch_size=20", "train.accumulation_steps=2")
+    with pytest.raises(UserError, match=r"2 ranks x 2 accumulation steps x 4 mask groups = 16; set train.batch_size=16"):
+        config.micro_batch_size(world_size=2, groups=4)
+    assert tiny("train.accumulation_steps=2").micro_batch_size(world_size=2, groups=4) == 4
+
+
+def test_length_in_images_and_in_steps(tiny):
+    assert tiny().steps == 6
+    assert tiny("train.max_steps=2").total_images == 32
+    assert tiny("train.max_steps=200").steps == 6

@@ -1,0 +1,105 @@
+"""Engines, in this process: the same steps, the same state, accumulation."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from data.batch import Batch
+from trainer.engine import build_engine
+from trainer.loop import KINDS, build_task
+
+ENGINES = {
+    "accelerate": ["engine.name=accelerate"],
+    **{f"deepspeed {stage}": ["engine.name=deepspeed", f"engine.zero_stage={stage}"] for stage in range(4)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _forget_precision():
+    """Accelerate keeps the precision of the first engine of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def build(config, world, accumulation_steps=1, max_grad_norm=None):
+    task = build_task(config)
+    engine = build_engine(
+        config.engine, config.optimizer, task, world,
+        micro_batch_size=16 // accumulation_steps, accumulation_steps=accumulation_steps, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    return task, engine
+
+
+def batch(step: int) -> Batch:
+    x_BLD = torch.rand(16, 16, 192, generator=torch.Generator().manual_seed(step))
+    return Batch(x_BLD, torch.arange(16) + 16 * step)
+
+
+def steps(task, engine, numbers) -> list[dict[str, float]]:
+    return [
+        {name: value.item() for name, value in engine.step([batch(n)], task.plans[n % 4], 1e-3, 0.5).items()}
+        for n in numbers
+    ]
+
+
+@pytest.fixture
+def expected(tiny, world):
+    return steps(*build(tiny(), world), range(4))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_makes_the_same_steps(tiny, world, expected, name):
+    made = steps(*build(tiny(*ENGINES[name]), world), range(4))
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_full_state_moves_between_engines(tiny, world, expected, name):
+    """Two steps on one engine, two on the other from its full state, give the steps of one run."""
+    first, second = build(tiny(), world), build(tiny(*ENGINES[name]), world)
+    steps(*first, range(2))
+    state = first[1].full_state(*KINDS)
+    second[1].load_full_state(state, steps=2)
+    for kind, tensors in second[1].full_state(*KINDS).items():
+        for key, value in tensors.items():
+            assert torch.equal(value, state[kind][key]), (kind, key)
+    for ours, theirs in zip(steps(*second, range(2, 4)), expected[2:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
+def test_accumulation_is_the_large_batch(tiny, world, expected, name):
+    task, engine = build(tiny(*ENGINES[name]), world, accumulation_steps=2)
+    whole = batch(0)
+    halves_GB = torch.arange(16).view(4, 2, 2)  # of each group, one half goes to each micro-batch
+    micro = [Batch(whole.x_BLD[half], whole.index_B[half]) for half in halves_GB.unbind(1) for half in [half.flatten()]]
+    terms = engine.step(micro, task.plans[0], 1e-3, 0.5)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
+def test_gradients_are_clipped_to_the_norm(tiny, world, name):
+    """With Adam's β1 = 0 and eps far above the gradient a step is proportional to the clipped gradient."""
+    overrides = ["optimizer.eps=1e12", "optimizer.weight_decay=0", "optimizer.learning_rate=1"]
+    moved = []
+    for limit in (None, 1.0):
+        task, engine = build(tiny(*ENGINES[name], *overrides), world, max_grad_norm=limit)
+        before = engine.full_state("weights")["weights"]
+        before = {key: value.clone() for key, value in before.items()}
+        norm = engine.step([batch(0)], task.plans[0], 1e12, 0.5)["gradient_norm"].item()
+        after = engine.full_state("weights")["weights"]
+        moved.append(sum((after[key] - before[key]).square().sum() for key in before).sqrt().item())
+    assert norm > 2
+    assert moved[0] == pytest.approx(norm, rel=0.05)
+    assert moved[1] == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 1", "deepspeed 2", "deepspeed 3"])
+def test_bf16_stays_near_fp32_and_keeps_fp32_weights(tiny, world, expected, name):
+    task, engine = build(tiny(*ENGINES[name], "engine.precision=bf16"), world)
+    made = steps(task, engine, range(4))
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+    weights = engine.full_state("weights")["weights"]
+    assert any((value != value.bfloat16().float()).any() for value in weights.values())

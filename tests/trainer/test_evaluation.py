@@ -1,0 +1,30 @@
+"""Evaluation: fixed masks and noise, whatever the batches."""
+
+import pytest
+import torch
+
+from data.index import load_index
+from data.stream import Stream
+from trainer.evaluation import EvaluateConfig, evaluate
+from trainer.loop import build_task
+
+
+@pytest.fixture
+def test_stream(digits_shards):
+    return Stream(load_index(digits_shards), digits_shards, "test", patch_size=8, seed=None)
+
+
+@pytest.mark.parametrize("method", ["vae", "biglearn_t", "biglearn_u"])
+def test_figures_do_not_depend_on_the_batch_size(tiny, world, test_stream, method):
+    task = build_task(tiny(f"method={method}"))
+    one, other = (evaluate(task, test_stream, EvaluateConfig(batch_size=b, images=50), world) for b in (50, 7))
+    assert one == pytest.approx(other, rel=1e-5)
+    assert set(one) == {"biglearn_elbo", "joint_elbo", "joint_elbo_standard_prior", "inpainting_error"}
+
+
+def test_joint_elbo_has_the_prior_of_the_method(tiny, world, test_stream):
+    for method, differ in (("vae", False), ("biglearn_u", True)):
+        task = build_task(tiny(f"method={method}"))
+        torch.nn.init.normal_(task.model.z_head[1].fc2.bias)
+        values = evaluate(task, test_stream, EvaluateConfig(images=8), world)
+        assert (values["joint_elbo"] != values["joint_elbo_standard_prior"]) == differ

@@ -1,0 +1,77 @@
+"""Golden losses: what the first steps of every method and mode give, committed.
+
+Exact where torch and the processor are those that wrote the file, within rounding elsewhere. A deliberate change
+of the model, the masks, the noise or the data order is written down with
+
+    python tests/trainer/test_golden_losses.py
+"""
+
+import json
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from data.batch import Batch
+from data.randomness import uniform
+from trainer.config import load_config
+from trainer.engine import build_engine
+from trainer.loop import build_task
+from trainer.optimizer import ema_decay, learning_rate
+
+FILE = Path(__file__).with_name("golden_losses.json")
+CASES = [f"{method} {mode}" for method in ("vae", "biglearn_t", "biglearn_u") for mode in ("dense", "query_only")]
+OVERRIDES = ("engine.name=accelerate", "train.batch_size=16", "schedule.warmup_images=64", "optimizer.learning_rate=1e-3")
+
+
+def machine() -> str:
+    """What decides the last bits of a sum."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {names[0] if names else platform.processor()}, {capability}"
+
+
+def first_losses(case: str, world) -> list[float]:
+    """The losses of five steps of MNIST Case 1's model on synthetic images, on one thread."""
+    method, mode = case.split()
+    config = load_config(
+        ROOT / "configs/mnist_case1.yaml", [f"method={method}", f"model.mask_tokens={mode}", *OVERRIDES]
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    task = build_task(config)
+    engine = build_engine(
+        config.engine, config.optimizer, task, world, micro_batch_size=16, accumulation_steps=1, max_grad_norm=None
+    )
+    losses = []
+    for step in range(5):
+        index_B = torch.arange(16) + 16 * step
+        x_BLD = uniform(0, "golden images", index_B, 64 * 48).view(16, 64, 48)
+        rate = learning_rate(config.optimizer, config.schedule, 16 * step, 16, config.total_images)
+        decay = ema_decay(config.optimizer, 16 * step, 16)
+        terms = engine.step([Batch(x_BLD, index_B)], task.plans[step % len(task.plans)], rate, decay)
+        losses.append(terms["loss"].item())
+    torch.set_num_threads(threads)
+    return losses
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_the_golden_ones(case, world):
+    golden = json.loads(FILE.read_text())
+    exact = machine() == golden["machine"]
+    expected = golden["losses"][case]
+    assert first_losses(case, world) == (expected if exact else pytest.approx(expected, rel=1e-4))
+
+
+if __name__ == "__main__":
+    from trainer.world import join_world
+
+    the_world = join_world("cpu")
+    content = {"machine": machine(), "losses": {case: first_losses(case, the_world) for case in CASES}}
+    FILE.write_text(json.dumps(content, indent=1) + "\n")

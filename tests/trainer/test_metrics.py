@@ -1,0 +1,51 @@
+"""The recorder and its sinks."""
+
+import json
+
+import pytest
+import torch
+
+from trainer.metrics import JsonLines, Metrics, MetricsConfig, NonFiniteError
+
+
+def test_terms_are_read_some_steps_late_and_none_is_lost():
+    lines = []
+    metrics = Metrics(MetricsConfig(steps_late=2), 0, [lines.append])
+    for step in range(1, 5):
+        with metrics.phase("data"):
+            pass
+        metrics.record_step(step, 8 * step, {"loss": torch.tensor(float(step))}, learning_rate=0.1)
+        assert len(lines) == max(0, step - 2)
+    metrics.flush()
+    assert [line["loss"] for line in lines] == [1.0, 2.0, 3.0, 4.0]
+    assert [line["images"] for line in lines] == [8, 16, 24, 32]
+    assert all(line["seconds_data"] >= 0 and line["images_per_second"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(value):
+    metrics = Metrics(MetricsConfig(steps_late=0), 0, [])
+    with pytest.raises(NonFiniteError, match="step 7"):
+        metrics.record_step(7, 8, {"loss": torch.tensor(value)})
+
+
+def test_unregistered_names_are_bugs():
+    metrics = Metrics(MetricsConfig(steps_late=0), 0, [])
+    with pytest.raises(AssertionError, match="not in the registry"):
+        metrics.record_step(1, 8, {"loss": torch.tensor(1.0), "los": torch.tensor(1.0)})
+
+
+def test_log_keeps_every_digit_of_the_loss(tmp_path):
+    value = torch.tensor(1 / 3).item()
+    JsonLines(tmp_path / "log", 0)({"images": 8, "loss": value})
+    assert json.loads((tmp_path / "log").read_text())["loss"] == value
+
+
+def test_log_forgets_what_a_resumed_run_makes_again(tmp_path):
+    log = JsonLines(tmp_path / "log", 0)
+    for images in (8, 16, 24):
+        log({"images": images})
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"images": 3')  # killed in the middle of a line
+    JsonLines(tmp_path / "log", 16)({"images": 32})
+    assert [json.loads(line)["images"] for line in (tmp_path / "log").read_text().splitlines()] == [8, 16, 32]
