@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +45,9 @@ def test_the_index_lists_what_was_written(digits):
     assert index.images == SOURCES["digits"].splits
     assert [shard.images for shard in index.splits["train"]] == [400, 400, 400, 237]
     assert [record.count for record in index.splits["train"][3].records] == [100, 100, 37]
+    for split, shards in index.splits.items():
+        keys = [record.key for shard in shards for record in shard.records]
+        assert keys == [f"{split}-{number:06d}" for number in range(len(keys))]
     names = {shard.name for shard in index.shards}
     assert contents(root).keys() == names | {f"{name}.json" for name in names} | {"index.json"}
 
@@ -210,13 +215,15 @@ def test_overwriting_mends_an_altered_byte(digits, tmp_path):
     assert contents(root) == contents(digits[1])
 
 
-def test_two_runs_at_once_end_well(digits, tmp_path):
-    code = f"""
-from data.shards import prepare
-prepare("digits", {str(tmp_path)!r}, record_images=100, shard_records=4, progress=False)
-"""
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
-    assert [run.wait() for run in runs] == [0, 0]
+def test_a_run_waits_for_another_one_on_its_folder(digits, tmp_path):
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # what the other run holds
+        run = threading.Thread(target=again, args=[tmp_path])
+        run.start()
+        run.join(timeout=1)
+        assert run.is_alive()
+        assert contents(tmp_path) == {}
+    run.join()
     assert contents(tmp_path) == contents(digits[1])
 
 

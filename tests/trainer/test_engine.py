@@ -14,14 +14,8 @@ ENGINES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _forget_precision():
-    """Accelerate keeps the precision of the first engine of a process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def build(config, world, accumulation_steps=1, max_grad_norm=None):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of a process's first engine
     task = build_task(config)
     engine = build_engine(
         config.engine, config.optimizer, task, world,
