@@ -59,8 +59,8 @@ LAUNCHERS = {
     "deepspeed, 1 process": (["deepspeed", "launch/train.py"], ["engine.name=deepspeed"]),
     "deepspeed, 2 processes": (["deepspeed", "--num_gpus", "2", "launch/train.py"], ["engine.name=deepspeed"]),
     "torchrun, 2 processes": (["torchrun", "--nproc-per-node", "2", "launch/train.py"], []),
-    "accelerate launch, 2 processes": (
-        ["accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    "accelerate launch, 2 processes": (  # as a module: the `accelerate` command imports timm, see model/timm_layers.py
+        ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
          "--dynamo_backend", "no", "--main_process_port", "0", "launch/train.py"], [],
     ),
     "python and deepspeed's engine": (["python", "launch/train.py"], ["engine.name=deepspeed"]),

@@ -15,7 +15,6 @@ ENGINES = {
 
 
 def build(config, world, accumulation_steps=1, max_grad_norm=None):
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of a process's first engine
     task = build_task(config)
     engine = build_engine(
         config.engine, config.optimizer, task, world,
@@ -89,7 +88,16 @@ def test_gradients_are_clipped_to_the_norm(tiny, world, name):
     assert moved[1] == pytest.approx(1.0, rel=0.05)
 
 
+@pytest.fixture
+def fresh_precision():
+    """Accelerate otherwise keeps the precision of the first engine of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 1", "deepspeed 2", "deepspeed 3"])
+@pytest.mark.usefixtures("expected", "fresh_precision")
 def test_bf16_stays_near_fp32_and_keeps_fp32_weights(tiny, world, expected, name):
     task, engine = build(tiny(*ENGINES[name], "engine.precision=bf16"), world)
     made = steps(task, engine, range(4))
