@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data.sources import SOURCES
+from data.sources import ANNOUNCED, SOURCES
 
 
 class DataConfig(BaseModel):
@@ -10,7 +10,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # Name of the data set: a key of data.sources.SOURCES.
+    # Name of the data set: a key of SOURCES or ANNOUNCED in data.sources.
     source: str
     # Folder with the shards and their index.json.
     shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
@@ -28,8 +28,9 @@ class DataConfig(BaseModel):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        if source not in SOURCES:
-            raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
+        known = [*SOURCES, *ANNOUNCED]
+        if source not in known:
+            raise ValueError(f"no data set is called {source!r}; known are {', '.join(known)}")
         return source
 
     @model_validator(mode="after")

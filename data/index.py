@@ -130,6 +130,8 @@ class Index(Recipe):
 
 def prepare_command(source: str, root: Path | str, *options: str) -> str:
     """The command that makes the folder, for messages."""
+    if source not in SOURCES:
+        return f"a later version (this one cannot prepare {source} yet)"
     return f"`{' '.join(('python launch/prepare.py', source, '--out', str(root), *options))}`"
 
 
@@ -137,10 +139,14 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
 
-def read_index(root: Path | str) -> Index:
-    """The index alone, without a look at the shards. UserError if it is absent or damaged."""
+def read_index(root: Path | str, source: str | None = None) -> Index:
+    """The index alone, without a look at the shards. UserError if it is absent or damaged.
+
+    source: the data set that the folder should hold, for the mend in a message; None guesses.
+    """
     path = Path(root) / INDEX_NAME
-    source = path.parent.name if path.parent.name in SOURCES else "mnist"  # a guess, for the mend
+    if source is None:
+        source = path.parent.name if path.parent.name in SOURCES else "mnist"
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -175,13 +181,15 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
     raise UserError(f"{path}: {reason}; write the shards again with {mend}")
 
 
-def load_index(root: Path | str) -> Index:
+def load_index(root: Path | str, source: str | None = None) -> Index:
     """The index of a folder whose shards are all there and of the right size.
 
-    Raises UserError, one line with cause and mend. The contents of the shards are checked by
-    `data.verify.verify` and, record by record, when they are read.
+    source: the data set that it must hold; None takes any. Raises UserError, one line with cause and mend. The
+    contents of the shards are checked by `data.verify.verify` and, record by record, when they are read.
     """
-    index = read_index(root)
+    index = read_index(root, source)
+    if source not in (None, index.source):
+        raise UserError(f"{root} holds {index.source}, not {source}: give the folder of {source} as data.shards")
     for shard in index.shards:
         open_shard(root, index, shard).close()
     return index

@@ -212,9 +212,7 @@ def _download(url: str, path: Path, md5: str, progress: bool) -> None:
         file = stack.enter_context(tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False))
         stack.callback(Path(file.name).unlink, missing_ok=True)
         shown = None if progress else True  # None: on a terminal
-        bar = stack.enter_context(
-            tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, disable=shown)
-        )
+        bar = stack.enter_context(tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, disable=shown))
         while chunk := answer.read(2**16):
             digest.update(chunk)
             file.write(chunk)
@@ -261,6 +259,14 @@ FASHION_MNIST = IdxSource(
     splits={"train": 60_000, "test": 10_000},
 )
 SOURCES: dict[str, Source] = {source.name: source for source in (Digits(), MNIST, FASHION_MNIST)}
+
+# Data sets that a configuration may name and a dry run counts, but that `prepare` cannot write yet.
+ANNOUNCED: Mapping[str, Mapping[str, int]] = {"celeba": {"train": 162_770, "val": 19_867, "test": 19_962}}
+
+
+def split_sizes(name: str) -> Mapping[str, int]:
+    """Images of each split of a data set, without reading it."""
+    return ANNOUNCED[name] if name in ANNOUNCED else SOURCES[name].splits
 
 
 def find_source(name: str) -> Source:

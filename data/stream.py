@@ -127,9 +127,7 @@ class Stream:
         return torch.from_numpy(np.stack(rows))
 
 
-def _each_record(
-    index: Index, root: Path, split: str, in_memory: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _each_record(index: Index, root: Path, split: str, in_memory: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (B, H, W, C) uint8, read or mapped, and labels (B,) int64 of each record, in order."""
     images_of = records.read_images if in_memory else records.map_images
     for shard in index.splits[split]:

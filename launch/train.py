@@ -57,7 +57,7 @@ def dry_run(config) -> int:
 
     from data.errors import UserError
     from data.index import load_index
-    from data.sources import SOURCES
+    from data.sources import split_sizes
     from model.cost import measure_cost
     from trainer.config import dump_config
     from trainer.loop import build_task
@@ -68,9 +68,9 @@ def dry_run(config) -> int:
     config.micro_batch_size(world_size, len(task.plans[0].groups))
     parameters = sum(p.numel() for p in task.parameters())
     try:
-        images = load_index(config.data.shards).images["train"]
+        images = load_index(config.data.shards, config.data.source).images["train"]
     except UserError:
-        images = SOURCES[config.data.source].splits["train"]
+        images = split_sizes(config.data.source)["train"]
     counts = {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
@@ -102,7 +102,8 @@ def train(config, *, resume: bool) -> int:
     if not resume:
         run.refuse_unless_new()
     world = join_world(config.engine.device)
-    if world.is_main and SOURCES[config.data.source].embedded and not Path(config.data.shards).exists():
+    source = SOURCES.get(config.data.source)
+    if world.is_main and source and source.embedded and not Path(config.data.shards).exists():
         print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
         prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
     dist.barrier()

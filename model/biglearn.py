@@ -85,12 +85,8 @@ class BigLearnVAE(nn.Module):
         else:
             self.encoder = Trunk(config.encoder_depth, width, config.num_heads, ratio)
             self.decoder = Trunk(config.decoder_depth, width, config.num_heads, ratio)
-        self.z_head = nn.Sequential(
-            nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), out_features=2 * z)
-        )
-        self.x_head = nn.Sequential(
-            nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, out_features=token_dim)
-        )
+        self.z_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), out_features=2 * z))
+        self.x_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, out_features=token_dim))
         self.apply(_initialise)
         self._initialise_variance()
 

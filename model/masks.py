@@ -52,9 +52,7 @@ def make_plans(objective, patches: int, seed: int) -> tuple[Plan, ...]:
     u_PG = np.clip((u_PG - p) / (1 - p), 0, 1) if p < 1 else u_PG
     n_S, n_T = mask_sizes(betaincinv(*objective.s_beta, u_PG), betaincinv(*objective.t_beta, v_PG), patches)
     n_S, n_T = np.where(is_joint_PG, 0, n_S), np.where(is_joint_PG, patches, n_T)
-    return tuple(
-        Plan(tuple(zip(s.tolist(), t.tolist(), strict=True))) for s, t in zip(n_S, n_T, strict=True)
-    )
+    return tuple(Plan(tuple(zip(s.tolist(), t.tolist(), strict=True))) for s, t in zip(n_S, n_T, strict=True))
 
 
 def joint_plans(patches: int) -> tuple[Plan, ...]:
@@ -93,9 +91,6 @@ def plan_masks(plan: Plan, index_B: Tensor, patches: int, seed: int) -> tuple[Te
 def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
     """S and T with sizes drawn for every sample from the true Betas: what evaluation uses."""
     u_B2 = randomness.uniform(seed, "mask sizes", index_B, 2).cpu().double().numpy()
-    n_S, n_T = mask_sizes(
-        betaincinv(*objective.s_beta, u_B2[:, 0]), betaincinv(*objective.t_beta, u_B2[:, 1]), patches
-    )
+    n_S, n_T = mask_sizes(betaincinv(*objective.s_beta, u_B2[:, 0]), betaincinv(*objective.t_beta, u_B2[:, 1]), patches)
     device = index_B.device
     return place_masks(torch.as_tensor(n_S, device=device), torch.as_tensor(n_T, device=device), index_B, patches, seed)
-

@@ -58,9 +58,7 @@ class BigLearnTask(nn.Module):
         nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
 
         def elbo_B(observed_BL, target_BL, standard_prior):
-            terms = elbo_terms(
-                self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior
-            )
+            terms = elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
             return terms.elbo_B(self.objective.beta)
 
         half_B = torch.full_like(index_B, patches // 2)

@@ -35,7 +35,7 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors by kind (weights, ema, exp_avg, exp_avg_sq) and parameter name, and the state."""
+    """Tensors by kind (weights, ema, exp_avg, exp_avg_sq) and parameter name, and what state.json holds."""
 
     tensors: dict[str, dict[str, Tensor]]
     state: dict
@@ -77,7 +77,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise UserError(f"{path}/manifest.json: names other files than {sorted(expected)}")
         for name in expected:
             if _fingerprint(path / name) != manifest[name]:
-                raise UserError(f"{path}/{name}: damaged (size or SHA-256 differs); delete {path} to use an earlier one")
+                raise UserError(
+                    f"{path}/{name}: damaged (size or SHA-256 differs); delete {path} to use an earlier one"
+                )
         state = json.loads((path / "state.json").read_text())
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}")

@@ -1,4 +1,4 @@
-"""The configuration: YAML files that may extend one another, checked key by key, with overrides from the command line."""
+"""The configuration: YAML files that may extend one another, checked key by key, and overrides."""
 
 import difflib
 from pathlib import Path
@@ -88,7 +88,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         if not equals or not dotted:
             raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
         _set(values, dotted.split("."), _parse(text, f"override {dotted}"), override)
-    values.setdefault("run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}")
+    values.setdefault(
+        "run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}"
+    )
     try:
         return Config.model_validate(values)
     except ValidationError as error:

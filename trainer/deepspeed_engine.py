@@ -79,7 +79,7 @@ class DeepSpeedEngine(Engine):
                 self._set(p, kind, state[kind][name].to(self.world.device))
 
     def _create_state(self, steps: int) -> None:
-        """Give every fp32 tensor that the optimizer updates its state before the first step, so it can be read and set."""
+        """Make the optimizer's state before the first step, so that it can be read and set at any time."""
         if self.stage == 3:
             self.optimizer.create_state(self.engine.optimizer.fp32_partitioned_groups_flat, steps)
             return

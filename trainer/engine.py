@@ -82,9 +82,7 @@ def build_engine(
     if config.name == "deepspeed":
         from trainer.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(
-            config, optimizer, task, world, micro_batch_size, accumulation_steps, max_grad_norm
-        )
+        return DeepSpeedEngine(config, optimizer, task, world, micro_batch_size, accumulation_steps, max_grad_norm)
     from trainer.accelerate_engine import AccelerateEngine
 
     return AccelerateEngine(config, optimizer, task, world, max_grad_norm)

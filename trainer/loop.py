@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,10 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     micro_batch_size = config.micro_batch_size(world.size, groups)
     train_stream, test_stream = _open_streams(config, world)
     engine = build_engine(
-        config.engine, config.optimizer, task.to(world.device), world,
+        config.engine,
+        config.optimizer,
+        task.to(world.device),
+        world,
         micro_batch_size=micro_batch_size,
         accumulation_steps=config.train.accumulation_steps,
         max_grad_norm=config.train.max_grad_norm,
@@ -100,9 +104,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         before, images, step = images, images + config.train.batch_size, step + 1
         metrics.record_step(step, images, terms, learning_rate=rate)
 
-        def due(every: int, before: int = before) -> bool:
-            return images >= config.total_images or bool(every and images // every > before // every)
-
+        due = partial(_is_due, before=before, images=images, total_images=config.total_images)
         if due(config.evaluate.every_images) or due(config.evaluate.picture_every_images):
             values = look(with_picture=due(config.evaluate.picture_every_images))
         if due(config.train.checkpoint_every_images):
@@ -128,14 +130,20 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     }
 
 
+def _is_due(every: int, *, before: int, images: int, total_images: int) -> bool:
+    """Whether a step from `before` to `images` images passes a multiple of `every` or is the last one."""
+    return images >= total_images or bool(every and images // every > before // every)
+
+
 def _open_streams(config: Config, world: World) -> tuple[Stream, Stream]:
     """The training sequence of this seed, and the test images in file order."""
     data = config.data
-    index = load_index(data.shards)
+    index = load_index(data.shards, data.source)
     if index.image_shape[0] != data.image_size:
+        size, here = data.image_size, index.image_shape[0]
+        mend = prepare_command(data.source, f"{data.shards}_{size}", f"--image-size {size}")
         raise UserError(
-            f"{data.shards} holds images of {index.image_shape[0]} pixels but data.image_size is {data.image_size}; "
-            f"write others: {prepare_command(data.source, f'{data.shards}_{data.image_size}', f'--image-size {data.image_size}')}"
+            f"{data.shards} holds images of {here} pixels, data.image_size is {size}: write others with {mend}"
         )
     options = {"patch_size": data.patch_size, "device": world.device, "memory_bytes": data.memory_bytes}
     train_stream = Stream(index, data.shards, "train", seed=config.seed, **options)

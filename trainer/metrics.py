@@ -139,12 +139,20 @@ class ProgressBar:
     def __init__(self, images: int, total_images: int):
         interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file gets a line now and then
         self._bar = tqdm(
-            initial=images, total=total_images, unit="img", unit_scale=True, desc="train", mininterval=interval,
-            maxinterval=interval, smoothing=0.1,
+            initial=images,
+            total=total_images,
+            unit="img",
+            unit_scale=True,
+            desc="train",
+            mininterval=interval,
+            maxinterval=interval,
+            smoothing=0.1,
         )
 
     def __call__(self, line: dict) -> None:
-        shown = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line} or {"loss": f"{line['loss']:.4g}"}
+        shown = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line} or {
+            "loss": f"{line['loss']:.4g}"
+        }
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(line["images"] - self._bar.n)
 

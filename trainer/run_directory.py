@@ -1,6 +1,6 @@
 """The folder of one run: what it was asked, what it measured, what it learned.
 
-    config.yaml  run.json  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
+config.yaml  run.json  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
 """
 
 import json

@@ -24,9 +24,7 @@ COUNTS = {
 
 def small_model(method: str, mode: str) -> BigLearnVAE:
     torch.manual_seed(3)
-    config = ModelConfig(
-        embed_dim=16, encoder_depth=2, decoder_depth=2, num_heads=2, latent_dim=Z, mask_tokens=mode
-    )
+    config = ModelConfig(embed_dim=16, encoder_depth=2, decoder_depth=2, num_heads=2, latent_dim=Z, mask_tokens=mode)
     return BigLearnVAE(config, method, token_dim=D, patches=L)
 
 

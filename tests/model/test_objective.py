@@ -61,7 +61,9 @@ def test_targets_reach_decode_and_prior_only_through_z():
 
     model.encode, model.decode = fixed_posterior, decode
     noise_BZ = torch.randn(3, Z)
-    kls = [elbo_terms(model, x, observed_BL, target_BL, noise_BZ, standard_prior=False).kl_B for x in (x_BLD, other_BLD)]
+    kls = [
+        elbo_terms(model, x, observed_BL, target_BL, noise_BZ, standard_prior=False).kl_B for x in (x_BLD, other_BLD)
+    ]
     assert torch.equal(*kls)
     for name, given_BL in calls:
         through_z = name == "encode" and torch.equal(given_BL, observed_BL | target_BL)

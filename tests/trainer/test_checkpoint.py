@@ -10,7 +10,10 @@ from trainer.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, sa
 
 
 def checkpoint(images: int) -> Checkpoint:
-    tensors = {kind: {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3)} for kind in ("weights", "ema", "exp_avg", "exp_avg_sq")}
+    tensors = {
+        kind: {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3)}
+        for kind in ("weights", "ema", "exp_avg", "exp_avg_sq")
+    }
     return Checkpoint(tensors, {"images": images, "step": images // 8, "seed": 0})
 
 

@@ -96,7 +96,9 @@ def test_bad_files_are_one_plain_line(tmp_path, text, cause):
 
 def test_a_batch_that_does_not_split_names_one_that_does(tiny):
     config = tiny("train.batch_size=20", "train.accumulation_steps=2")
-    with pytest.raises(UserError, match=r"2 ranks x 2 accumulation steps x 4 mask groups = 16; set train.batch_size=16"):
+    with pytest.raises(
+        UserError, match=r"2 ranks x 2 accumulation steps x 4 mask groups = 16; set train.batch_size=16"
+    ):
         config.micro_batch_size(world_size=2, groups=4)
     assert tiny("train.accumulation_steps=2").micro_batch_size(world_size=2, groups=4) == 4
 

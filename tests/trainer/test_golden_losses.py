@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.batch import Batch
 from data.randomness import uniform
@@ -25,9 +24,15 @@ from trainer.engine import build_engine
 from trainer.loop import build_task
 from trainer.optimizer import ema_decay, learning_rate
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("golden_losses.json")
 CASES = [f"{method} {mode}" for method in ("vae", "biglearn_t", "biglearn_u") for mode in ("dense", "query_only")]
-OVERRIDES = ("engine.name=accelerate", "train.batch_size=16", "schedule.warmup_images=64", "optimizer.learning_rate=1e-3")
+OVERRIDES = (
+    "engine.name=accelerate",
+    "train.batch_size=16",
+    "schedule.warmup_images=64",
+    "optimizer.learning_rate=1e-3",
+)
 
 
 def machine() -> str:
@@ -81,4 +86,6 @@ if __name__ == "__main__":
     from trainer.world import join_world
 
     the_world = join_world("cpu")
-    print(json.dumps({"machine": machine(), "losses": {case: first_losses(case, the_world) for case in CASES}}, indent=1))
+    print(
+        json.dumps({"machine": machine(), "losses": {case: first_losses(case, the_world) for case in CASES}}, indent=1)
+    )
