@@ -109,13 +109,16 @@ def train(config, *, resume: bool) -> int:
     dist.barrier()
     summary = train_loop(config, world, run, resume)
     if world.is_main:
-        write_aside(run.reports / "summary.json", json.dumps(summary, indent=1).encode())
-        report(summary, run, config)
+        path = run.reports / "summary.json"
+        if summary["images_per_second"] is None and path.exists():  # nothing was left to train
+            summary = json.loads(path.read_text())
+        write_aside(path, json.dumps(summary, indent=1).encode())
+        report(summary, run)
     dist.destroy_process_group()
     return 0
 
 
-def report(summary: dict, run, config) -> None:
+def report(summary: dict, run) -> None:
     """What was learned, in words."""
     before, after = summary["before"], summary["after"]
     print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")

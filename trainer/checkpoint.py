@@ -2,7 +2,7 @@
 
     checkpoints/img-000000128000/
         weights.safetensors  ema.safetensors  optimizer.safetensors   whole fp32 tensors by parameter name
-        state.json       images seen, step, seed, method, model, data
+        state.json       images seen, step, and what the resuming run must share: method, model, seed, data
         manifest.json    size and SHA-256 of each of the others
 
 A checkpoint is written under another name, flushed to the disk and renamed. Nothing in it is ever unpickled.

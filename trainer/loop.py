@@ -3,14 +3,16 @@
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from data.batch import Batch
+from data.config import DataConfig
 from data.errors import UserError
-from data.index import load_index, prepare_command
+from data.index import Index, load_index, prepare_command
 from data.stream import Stream, prefetch
 from model.biglearn import BigLearnVAE
 from model.masks import local_positions
@@ -47,7 +49,19 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     task = build_task(config)
     groups = len(task.plans[0].groups)
     micro_batch_size = config.micro_batch_size(world.size, groups)
-    train_stream, test_stream = _open_streams(config, world)
+    index = _open_index(config.data)
+    train_stream, test_stream = (
+        Stream(
+            index,
+            config.data.shards,
+            split,
+            patch_size=config.data.patch_size,
+            seed=seed,
+            device=world.device,
+            memory_bytes=config.data.memory_bytes,
+        )
+        for split, seed in (("train", config.seed), ("test", None))  # the test images in file order
+    )
     engine = build_engine(
         config.engine,
         config.optimizer,
@@ -61,17 +75,18 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
 
     # Resume: 1. verify and read the checkpoint; 2. weights, average and moments; 3. the two integers that fix the
     # order of the data, the masks, the noise, the plan and the learning rate; 4. logs, without what is made again.
-    if world.is_main:
-        run.create(config)
+    identity = _identity(config, index)
     images = step = 0
     newest = run.newest_checkpoint() if resume else None
     if newest:
         checkpoint = load_checkpoint(newest)
+        _refuse_another(identity, checkpoint.state, newest)
         engine.load_full_state(checkpoint.tensors, checkpoint.state["step"])
         images, step = checkpoint.state["images"], checkpoint.state["step"]
     dist.barrier()
     sinks, evaluations = [], []
     if world.is_main:
+        run.create(config)
         bar = ProgressBar(images, config.total_images)
         sinks = [JsonLines(run.metrics, images), bar]
         evaluations = [JsonLines(run.evaluations, images - 1)]  # the evaluation at this point is made again below
@@ -110,7 +125,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         if due(config.train.checkpoint_every_images):
             metrics.flush()  # a loss that is not finite never gets into a checkpoint
             with metrics.phase("checkpoint"):
-                _save(engine, config, run, images, step)
+                _save(engine, config, run, {"images": images, "step": step, "identity": identity})
     metrics.flush()
     if world.is_main:
         bar.close()
@@ -135,9 +150,8 @@ def _is_due(every: int, *, before: int, images: int, total_images: int) -> bool:
     return images >= total_images or bool(every and images // every > before // every)
 
 
-def _open_streams(config: Config, world: World) -> tuple[Stream, Stream]:
-    """The training sequence of this seed, and the test images in file order."""
-    data = config.data
+def _open_index(data: DataConfig) -> Index:
+    """The index of the shards, which must hold what the configuration says."""
     index = load_index(data.shards, data.source)
     if index.image_shape[0] != data.image_size:
         size, here = data.image_size, index.image_shape[0]
@@ -145,9 +159,7 @@ def _open_streams(config: Config, world: World) -> tuple[Stream, Stream]:
         raise UserError(
             f"{data.shards} holds images of {here} pixels, data.image_size is {size}: write others with {mend}"
         )
-    options = {"patch_size": data.patch_size, "device": world.device, "memory_bytes": data.memory_bytes}
-    train_stream = Stream(index, data.shards, "train", seed=config.seed, **options)
-    return train_stream, Stream(index, data.shards, "test", seed=None, **options)
+    return index
 
 
 def _batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[Batch]:
@@ -161,17 +173,30 @@ def _batches(stream: Stream, config: Config, images: int, groups: int, world: Wo
     return prefetch(stream.read, positions, config.data.workers)
 
 
-def _save(engine: Engine, config: Config, run: RunDirectory, images: int, step: int) -> None:
+def _identity(config: Config, index: Index) -> dict:
+    """What a checkpoint and the run that goes on from it must have in common."""
+    return {
+        "method": config.method,
+        "seed": config.seed,
+        "patch_size": config.data.patch_size,
+        "data_checksum": index.checksum,
+        **{f"model.{name}": value for name, value in config.model.model_dump(mode="json").items()},
+    }
+
+
+def _refuse_another(identity: dict, state: dict, path: Path) -> None:
+    """UserError that names what differs when a checkpoint belongs to another model or other data."""
+    saved = state["identity"]
+    differ = [
+        f"{name} {saved.get(name)} there, {value} here" for name, value in identity.items() if saved.get(name) != value
+    ]
+    if differ:
+        raise UserError(f"{path} is of another run ({'; '.join(differ)}): choose another run_dir=...")
+
+
+def _save(engine: Engine, config: Config, run: RunDirectory, state: dict) -> None:
     """Gather the whole state on all ranks; rank 0 writes it."""
     tensors = engine.full_state(*KINDS)
     if engine.world.is_main:
-        state = {
-            "images": images,
-            "step": step,
-            "seed": config.seed,
-            "method": config.method,
-            "model": config.model.model_dump(mode="json"),
-            "data": config.data.model_dump(mode="json"),
-        }
         save_checkpoint(run.checkpoints, Checkpoint(tensors, state), config.checkpoint.keep)
     dist.barrier()

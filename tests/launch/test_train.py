@@ -60,8 +60,8 @@ LAUNCHERS = {
     "deepspeed, 2 processes": (["deepspeed", "--num_gpus", "2", "launch/train.py"], ["engine.name=deepspeed"]),
     "torchrun, 2 processes": (["torchrun", "--nproc-per-node", "2", "launch/train.py"], []),
     "accelerate launch, 2 processes": (  # as a module: the `accelerate` command imports timm, see model/timm_layers.py
-        ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-         "--dynamo_backend", "no", "--main_process_port", "0", "launch/train.py"], [],
+        ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "launch/train.py"], [],
     ),
     "python and deepspeed's engine": (["python", "launch/train.py"], ["engine.name=deepspeed"]),
     "torchrun, 2 processes, accumulation": (
@@ -167,6 +167,25 @@ def test_a_run_is_never_written_over(root, tiny_file, reference):
     assert done.returncode == 2
     assert "--resume auto" in done.stderr
     assert (reference / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_the_differences_named(root, tiny_file, reference):
+    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
+    before = (reference / "config.yaml").read_text()
+    done = start(root, *command, "seed=1", "model.mask_tokens=dense")
+    assert done.returncode == 2
+    assert "seed 0 there, 1 here; model.mask_tokens query_only there, dense here" in done.stderr
+    assert (reference / "config.yaml").read_text() == before
+
+
+def test_a_finished_run_is_left_as_it_is(root, tiny_file, reference):
+    summary = (reference / "reports/summary.json").read_text()
+    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
+    done = start(root, *command)
+    assert done.returncode == 0, done.stderr
+    assert "test BigLearnELBO" in done.stdout
+    assert (reference / "reports/summary.json").read_text() == summary
+    assert len(losses(reference)) == 6
 
 
 def test_a_loss_that_is_not_finite_ends_with_exit_code_3(root, tiny_file, tmp_path):
