@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install train test test-cluster lint
+.PHONY: install train test lint
 
 install: $(INSTALLED)
 
@@ -17,10 +17,7 @@ train: $(INSTALLED)
 	$(BIN)/deepspeed launch/train.py --config configs/digits.yaml --resume auto
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not cluster"
-
-test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from data.stream import Stream
+from trainer.metrics import progress
 from trainer.world import World
 
 
@@ -23,7 +24,8 @@ def evaluate(task: nn.Module, stream: Stream, config: EvaluateConfig, world: Wor
     images = min(config.images or stream.images, stream.images)
     mine = torch.arange(images).tensor_split(world.size)[world.rank]
     sums: dict[str, float] = {}
-    for position_B in mine.split(config.batch_size) if len(mine) else ():
+    portions = mine.split(config.batch_size) if len(mine) else ()
+    for position_B in progress(portions, "evaluate", shown=world.is_main):
         for name, value_B in task.evaluate(stream.read(position_B)).items():
             sums[name] = sums.get(name, 0.0) + value_B.double().sum().item()
     of_ranks: list = [None] * world.size

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,21 +133,20 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
+_PAUSE = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets a line now and then
+_INTERVALS = {"mininterval": _PAUSE, "maxinterval": _PAUSE, "smoothing": 0.1}
+
+
+def progress(portions: Sequence, name: str, *, shown: bool) -> Iterable:
+    """`portions` with a bar of its own, which appears when they take more than a few seconds and then goes."""
+    return tqdm(portions, desc=name, delay=3, leave=False, disable=not shown, **_INTERVALS)
+
+
 class ProgressBar:
     """A sink: images done, images/s, time left, and the ELBO, on standard error."""
 
     def __init__(self, images: int, total_images: int):
-        interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file gets a line now and then
-        self._bar = tqdm(
-            initial=images,
-            total=total_images,
-            unit="img",
-            unit_scale=True,
-            desc="train",
-            mininterval=interval,
-            maxinterval=interval,
-            smoothing=0.1,
-        )
+        self._bar = tqdm(initial=images, total=total_images, unit="img", unit_scale=True, desc="train", **_INTERVALS)
 
     def __call__(self, line: dict) -> None:
         shown = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line} or {
