@@ -59,13 +59,13 @@ def dry_run(config) -> int:
     from data.index import load_index
     from data.sources import split_sizes
     from model.cost import measure_cost
+    from trainer.build import build_task
     from trainer.config import dump_config
-    from trainer.loop import build_task
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     with torch.device("meta"):
         task = build_task(config)
-    config.micro_batch_size(world_size, len(task.plans[0].groups))
+    config.micro_batch_size(world_size, task.groups)
     parameters = sum(p.numel() for p in task.parameters())
     try:
         images = load_index(config.data.shards, config.data.source).images["train"]

@@ -23,6 +23,11 @@ class BigLearnTask(nn.Module):
         self.standard_prior = joint_only
         self.plans = joint_plans(model.patches) if joint_only else make_plans(objective, model.patches, seed)
 
+    @property
+    def groups(self) -> int:
+        """Equal parts that a batch must divide into."""
+        return len(self.plans[0].groups)
+
     def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss -E[ELBO] of a batch whose samples are the plan's groups one after the other, and its terms."""
         observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed)
@@ -85,7 +90,7 @@ class BigLearnTask(nn.Module):
 class PatchAETask(nn.Module):
     """Stage 1: each patch is reconstructed from its own code; the loss is the mean squared error a pixel."""
 
-    plans = (Plan(((0, 1),)),)  # no masks: one group
+    groups, plans = 1, (Plan(((0, 1),)),)  # no masks
 
     def __init__(self, model: PatchAutoencoder):
         super().__init__()

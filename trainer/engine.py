@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batch import Batch
 from model.masks import Plan
-from trainer.optimizer import OptimizerConfig
 from trainer.world import World
 
 
@@ -66,23 +65,3 @@ class Engine(ABC):
 def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean of each term over micro-batches."""
     return {name: torch.stack([t[name].float() for t in terms]).mean() for name in terms[0]}
-
-
-def build_engine(
-    config: EngineConfig,
-    optimizer: OptimizerConfig,
-    task: nn.Module,
-    world: World,
-    *,
-    micro_batch_size: int,
-    accumulation_steps: int,
-    max_grad_norm: float | None,
-) -> Engine:
-    """The engine that `config.name` asks for. It takes ownership of `task`."""
-    if config.name == "deepspeed":
-        from trainer.deepspeed_engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(config, optimizer, task, world, micro_batch_size, accumulation_steps, max_grad_norm)
-    from trainer.accelerate_engine import AccelerateEngine
-
-    return AccelerateEngine(config, optimizer, task, world, max_grad_norm)

@@ -5,22 +5,19 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from data.batch import Batch
 from data.config import DataConfig
 from data.errors import UserError
 from data.index import Index, load_index, prepare_command
 from data.stream import Stream, prefetch
-from model.biglearn import BigLearnVAE
 from model.masks import local_positions
-from model.patch_autoencoder import PatchAutoencoder
-from model.task import BigLearnTask, PatchAETask
+from model.task import BigLearnTask
+from trainer.build import build_engine, build_task
 from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import Config
-from trainer.engine import Engine, build_engine
+from trainer.engine import Engine
 from trainer.evaluation import evaluate
 from trainer.metrics import JsonLines, Metrics, ProgressBar
 from trainer.optimizer import AdamWithAverage, ema_decay, learning_rate
@@ -31,15 +28,6 @@ from trainer.world import World
 KINDS = ("weights", *AdamWithAverage.STATE)
 
 
-def build_task(config: Config) -> nn.Module:
-    """The model with its objective, initialised from the seed."""
-    torch.manual_seed(config.seed)
-    if config.method == "patch_ae":
-        return PatchAETask(PatchAutoencoder())
-    model = BigLearnVAE(config.model, config.method, config.data.token_dim, config.data.patches)
-    return BigLearnTask(model, config.objective, config.seed)
-
-
 def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict:
     """Train to config.total_images and return the summary that also stands in reports/summary.json.
 
@@ -47,8 +35,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     """
     # What is trained, and on what.
     task = build_task(config)
-    groups = len(task.plans[0].groups)
-    micro_batch_size = config.micro_batch_size(world.size, groups)
+    config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
     index = _open_index(config.data)
     train_stream, test_stream = (
         Stream(
@@ -62,15 +49,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         )
         for split, seed in (("train", config.seed), ("test", None))  # the test images in file order
     )
-    engine = build_engine(
-        config.engine,
-        config.optimizer,
-        task.to(world.device),
-        world,
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=config.train.accumulation_steps,
-        max_grad_norm=config.train.max_grad_norm,
-    )
+    engine = build_engine(config, task, world)
     evaluated_task = build_task(config).to(world.device).requires_grad_(False)
 
     # Resume: 1. verify and read the checkpoint; 2. weights, average and moments; 3. the two integers that fix the
@@ -107,7 +86,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
 
     values = look(with_picture=not images)
     start_images = images
-    batches = _batches(train_stream, config, images, groups, world)
+    batches = _batches(train_stream, config, images, task.groups, world)
     while images < config.total_images:
         plan = task.plans[step % len(task.plans)]
         rate = learning_rate(config.optimizer, config.schedule, images, config.train.batch_size, config.total_images)

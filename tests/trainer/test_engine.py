@@ -5,8 +5,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from data.batch import Batch
-from trainer.engine import build_engine
-from trainer.loop import KINDS, build_task
+from trainer.build import build_engine, build_task
+from trainer.loop import KINDS
 
 ENGINES = {
     "accelerate": ["engine.name=accelerate"],
@@ -14,13 +14,9 @@ ENGINES = {
 }
 
 
-def build(config, world, accumulation_steps=1, max_grad_norm=None):
+def build(config, world):
     task = build_task(config)
-    engine = build_engine(
-        config.engine, config.optimizer, task, world,
-        micro_batch_size=16 // accumulation_steps, accumulation_steps=accumulation_steps, max_grad_norm=max_grad_norm,
-    )  # fmt: skip
-    return task, engine
+    return task, build_engine(config, task, world)
 
 
 def batch(step: int) -> Batch:
@@ -63,7 +59,7 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
 
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
 def test_accumulation_is_the_large_batch(tiny, world, expected, name):
-    task, engine = build(tiny(*ENGINES[name]), world, accumulation_steps=2)
+    task, engine = build(tiny(*ENGINES[name], "train.accumulation_steps=2"), world)
     whole = batch(0)
     halves_GB = torch.arange(16).view(4, 2, 2)  # of each group, one half goes to each micro-batch
     micro = [Batch(whole.x_BLD[half], whole.index_B[half]) for half in halves_GB.unbind(1) for half in [half.flatten()]]
@@ -76,8 +72,8 @@ def test_gradients_are_clipped_to_the_norm(tiny, world, name):
     """With Adam's β1 = 0 and eps far above the gradient a step is proportional to the clipped gradient."""
     overrides = ["optimizer.eps=1e12", "optimizer.weight_decay=0", "optimizer.learning_rate=1"]
     moved = []
-    for limit in (None, 1.0):
-        task, engine = build(tiny(*ENGINES[name], *overrides), world, max_grad_norm=limit)
+    for limit in ("null", "1.0"):
+        task, engine = build(tiny(*ENGINES[name], *overrides, f"train.max_grad_norm={limit}"), world)
         before = engine.full_state("weights")["weights"]
         before = {key: value.clone() for key, value in before.items()}
         norm = engine.step([batch(0)], task.plans[0], 1e12, 0.5)["gradient_norm"].item()

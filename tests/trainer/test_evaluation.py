@@ -5,8 +5,8 @@ import torch
 
 from data.index import load_index
 from data.stream import Stream
+from trainer.build import build_task
 from trainer.evaluation import EvaluateConfig, evaluate
-from trainer.loop import build_task
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.batch import Batch
 from data.randomness import uniform
+from trainer.build import build_engine, build_task
 from trainer.config import load_config
-from trainer.engine import build_engine
-from trainer.loop import build_task
 from trainer.optimizer import ema_decay, learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,9 +49,7 @@ def first_losses(case: str, world) -> list[float]:
         ROOT / "configs/mnist_case1.yaml", [f"method={method}", f"model.mask_tokens={mode}", *OVERRIDES]
     )
     task = build_task(config)
-    engine = build_engine(
-        config.engine, config.optimizer, task, world, micro_batch_size=16, accumulation_steps=1, max_grad_norm=None
-    )
+    engine = build_engine(config, task, world)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of a sum depends on the threads
     losses = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.test_engine import batch
-from trainer.loop import build_task
+from trainer.build import build_task
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,7 @@ from data.index import load_index
 from data.stream import Stream
 from model.masks import place_masks
 from model.task import EVALUATION_SEED
-from trainer.loop import build_task
+from trainer.build import build_task
 from trainer.pictures import capability_rows, draw_sheet
 
 
