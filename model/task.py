@@ -54,8 +54,9 @@ class BigLearnTask(nn.Module):
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample float32 values under fixed masks and noise, each (B,).
 
-        biglearn_elbo: eq. (7) with S and T drawn from the true Betas. joint_elbo: eq. (1) with the method's own
-        prior (learned p(z); N(0, I) for the vae), joint_elbo_standard_prior: with N(0, I).
+        biglearn_elbo: eq. (7) with S and T drawn from the true Betas; the vae, which never saw such a task, gets
+        N(0, I) for its prior. joint_elbo: eq. (1) with the method's own prior (learned p(z); N(0, I) for the
+        vae), joint_elbo_standard_prior: with N(0, I).
         inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S).
         """
         x_BLD, index_B, patches = batch.x_BLD, batch.index_B, self.model.patches

@@ -108,7 +108,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     metrics.flush()
     if world.is_main:
         bar.close()
-    seconds = metrics.total_seconds["data"] + metrics.total_seconds["step"]
+    seconds = metrics.training_seconds
     return {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
@@ -117,7 +117,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         "world_size": world.size,
         "steps": step,
         "images": images,
-        "training_seconds": round(seconds, 3),  # of this process, in data and steps
+        "training_seconds": round(seconds, 3),  # of this process, without evaluation and checkpoints
         "images_per_second": round((images - start_images) / seconds, 1) if seconds else None,
         "before": run.first_evaluation() if world.is_main else None,
         "after": values,

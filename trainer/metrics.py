@@ -69,7 +69,7 @@ class Metrics:
     def __init__(self, config: MetricsConfig, images: int, sinks: list[Callable[[dict], None]]):
         self.steps_late, self.sinks = config.steps_late, sinks
         self._pending: deque[dict] = deque()
-        self.total_seconds: Counter[str] = Counter()  # by phase
+        self.training_seconds = 0.0  # wall time without evaluation and checkpoints
         self._seconds: Counter[str] = Counter()
         self._images, self._time = images, time.monotonic()
 
@@ -78,14 +78,15 @@ class Metrics:
         """Time what happens inside as `seconds_<name>` of the next recorded step."""
         start = time.monotonic()
         yield
-        elapsed = time.monotonic() - start
-        self.total_seconds[name] += elapsed
-        self._seconds[f"seconds_{name}"] += elapsed
+        self._seconds[f"seconds_{name}"] += time.monotonic() - start
 
     def record_step(self, step: int, images: int, terms: dict[str, Tensor], **values: float) -> None:
         """Take the terms of a step; they stay on the device for now."""
         now = time.monotonic()
-        values["images_per_second"] = (images - self._images) / max(now - self._time, 1e-9)
+        elsewhere = self._seconds["seconds_evaluation"] + self._seconds["seconds_checkpoint"]
+        training_seconds = now - self._time - elsewhere
+        self.training_seconds += training_seconds
+        values["images_per_second"] = (images - self._images) / max(training_seconds, 1e-9)
         self._images, self._time = images, now
         self._pending.append({"step": step, "images": images, **terms, **values, **self._seconds})
         self._seconds.clear()

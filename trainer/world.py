@@ -44,7 +44,9 @@ def join_world(device: str) -> World:
         torch_device = torch.device("cpu")
         os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (local_size or size)))
+            threads = max(1, len(os.sched_getaffinity(0)) // (local_size or size))
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate would choose by itself, with a warning
+            torch.set_num_threads(threads)
     backend = "nccl" if device == "cuda" else "gloo"
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
