@@ -1,20 +1,20 @@
 """Shared by all tests: the root of the repository, small models, one world of one process."""
 
+# ruff: noqa: E402
 import os
-import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch/ does, before torch is imported
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    return ROOT
+    """The root of the repository."""
+    return Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
