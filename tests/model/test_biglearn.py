@@ -162,5 +162,14 @@ def test_every_parameter_gets_a_gradient(method, mode):
 
 def test_log_variances_are_clamped():
     model = small_model("biglearn_u", "dense")
-    torch.nn.init.constant_(model.z_head[1].fc2.bias, 1e4)
-    assert model.encode(images(), torch.ones(3, L, dtype=torch.bool))[1].max() == model.config.logvar_limit
+    for bias in (1e4, -1e4):
+        torch.nn.init.constant_(model.z_head[1].fc2.bias, bias)
+        logvar_BZ = model.encode(images(), torch.ones(3, L, dtype=torch.bool))[1]
+        assert (logvar_BZ == model.config.logvar_limit * (1 if bias > 0 else -1)).all()
+
+
+def test_bf16_weights_give_float32_distributions():
+    model, x_BLD = small_model("biglearn_u", "query_only").bfloat16(), images()
+    observed_BL, _ = subsets(3, 6, 1)
+    mu_BZ, logvar_BZ = model.encode(x_BLD, observed_BL)
+    assert {t.dtype for t in (mu_BZ, logvar_BZ, model.decode(mu_BZ, x_BLD, observed_BL))} == {torch.float32}

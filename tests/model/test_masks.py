@@ -44,6 +44,16 @@ def test_joint_probability_is_the_share_of_the_joint_task(share):
     assert np.mean(joint) == share
 
 
+def test_the_other_groups_follow_the_betas_whatever_the_joint_probability():
+    """The extra share comes out of all sizes alike, not out of the small ones."""
+    sizes = {}
+    for share in (0.0, 0.5):
+        plans = make_plans(ObjectiveConfig(joint_probability=share, plans=64, s_beta=(4, 4)), L, seed=0)
+        sizes[share] = [n_S for plan in plans for n_S, n_T in plan.groups if (n_S, n_T) != (0, L)]
+    for quantile in (0.1, 0.5, 0.9):
+        assert np.quantile(sizes[0.5], quantile) == pytest.approx(np.quantile(sizes[0.0], quantile), abs=1.5)
+
+
 def test_the_vae_has_the_joint_task_alone():
     assert [plan.groups for plan in joint_plans(L)] == [((0, L),)]
 

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, and never believed unchecked."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from data.errors import UserError
 from trainer.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from trainer.run_directory import RunDirectory
 
 
 def checkpoint(images: int) -> Checkpoint:
@@ -43,6 +45,7 @@ def test_an_interrupted_one_is_no_checkpoint_and_does_no_harm(tmp_path):
     half = tmp_path / ".writing-img-000000000016"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
+    (half / "of an older version").write_bytes(b"")
     assert len(list_checkpoints(tmp_path)) == 1
     load_checkpoint(save_checkpoint(tmp_path, checkpoint(16), keep=2))
 
@@ -69,6 +72,25 @@ def test_damage_is_found_and_the_file_named(tmp_path, name, damage):
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(8), keep=2)
     state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(UserError):
+    content = json.dumps(state | {"format": 99}).encode()
+    (path / "state.json").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="format 99, this version reads 1"):
         load_checkpoint(path)
+
+
+def test_the_same_images_again_replace_the_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(8), keep=2)
+    again = checkpoint(8)
+    path = save_checkpoint(tmp_path, again, keep=2)
+    assert torch.equal(load_checkpoint(path).tensors["ema"]["a.bias"], again.tensors["ema"]["a.bias"])
+
+
+def test_a_run_goes_on_from_the_newest(tmp_path):
+    run = RunDirectory(str(tmp_path))
+    assert run.newest_checkpoint() is None
+    for images in (8, 1000, 24):
+        save_checkpoint(run.checkpoints, checkpoint(images), keep=3)
+    assert run.newest_checkpoint().name == "img-000000001000"

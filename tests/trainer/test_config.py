@@ -27,6 +27,14 @@ def test_extends_changes_only_what_it_names(root):
     assert extended.train == base.train
 
 
+def test_a_section_is_merged_key_by_key(tiny, tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text(f"extends: {tiny.path.name}\nmodel: {{latent_dim: 8}}\n")
+    config = load_config(child)
+    assert config.model.latent_dim == 8
+    assert config.model.embed_dim == 16
+
+
 def test_the_length_of_a_case_is_the_same_for_all_methods(root):
     steps = {
         load_config(root / "configs/mnist_case1.yaml", [f"method={method}"]).steps

@@ -38,7 +38,17 @@ def expected(tiny, world):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_makes_the_same_steps(tiny, world, expected, name):
-    made = steps(*build(tiny(*ENGINES[name]), world), range(4))
+    task, engine = build(tiny(*ENGINES[name]), world)
+    average = None
+    made = []
+    for number in range(4):
+        made += steps(task, engine, [number])
+        state = engine.full_state("weights", "ema")
+        weight = state["weights"]["model.x_head.1.fc2.weight"].clone()
+        if average is not None:  # the recursion of the average, at the decay that the step was given
+            average = 0.5 * average + 0.5 * weight
+            torch.testing.assert_close(state["ema"]["model.x_head.1.fc2.weight"], average)
+        average = state["ema"]["model.x_head.1.fc2.weight"].clone()
     for ours, theirs in zip(made, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 

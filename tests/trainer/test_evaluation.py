@@ -22,6 +22,13 @@ def test_figures_do_not_depend_on_the_batch_size(tiny, world, test_stream, metho
     assert set(one) == {"biglearn_elbo", "joint_elbo", "joint_elbo_standard_prior", "inpainting_error"}
 
 
+def test_figures_are_means_over_the_images(tiny, world, test_stream):
+    task = build_task(tiny())
+    values = evaluate(task, test_stream, EvaluateConfig(batch_size=7, images=50), world)
+    for name, value_B in task.evaluate(test_stream.read(torch.arange(50))).items():
+        assert values[name] == pytest.approx(value_B.double().mean().item(), rel=1e-5)
+
+
 def test_joint_elbo_has_the_prior_of_the_method(tiny, world, test_stream):
     for method, differ in (("vae", False), ("biglearn_u", True)):
         task = build_task(tiny(f"method={method}"))

@@ -1,6 +1,7 @@
 """The recorder and its sinks."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -20,6 +21,19 @@ def test_terms_are_read_some_steps_late_and_none_is_lost():
     assert [line["loss"] for line in lines] == [1.0, 2.0, 3.0, 4.0]
     assert [line["images"] for line in lines] == [8, 16, 24, 32]
     assert all(line["seconds_data"] >= 0 and line["images_per_second"] > 0 for line in lines)
+
+
+def test_seconds_belong_to_one_line_and_speed_to_the_images_since_the_last():
+    lines = []
+    metrics = Metrics(MetricsConfig(steps_late=0), 8000, [lines.append])
+    with metrics.phase("evaluation"):
+        time.sleep(0.2)  # no part of the training speed
+    metrics.record_step(1, 8008, {"loss": torch.tensor(1.0)})
+    metrics.record_step(2, 8016, {"loss": torch.tensor(1.0)})
+    assert lines[0]["seconds_evaluation"] >= 0.2
+    assert "seconds_evaluation" not in lines[1]
+    assert lines[0]["images_per_second"] > 8 / 0.2
+    assert sum(8 / line["images_per_second"] for line in lines) == pytest.approx(metrics.training_seconds, rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

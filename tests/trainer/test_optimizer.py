@@ -36,7 +36,7 @@ def test_the_average_is_the_recursion():
     module = nn.Linear(4, 3)
     optimizer = AdamWithAverage(module, OptimizerConfig())
     optimizer.create_state(module.parameters())
-    expected, decays = module.weight.detach().clone(), [0.0, 0.5, 0.9]
+    expected, decays = module.weight.detach().clone(), [0.3, 0.5, 0.9]
     for step, (weight, _) in enumerate(train(optimizer, module, 3, lambda s: optimizer.set_rates(0.1, decays[s]))):
         expected = decays[step] * expected + (1 - decays[step]) * weight
         torch.testing.assert_close(optimizer.state[module.weight]["ema"], expected)

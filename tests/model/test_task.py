@@ -1,0 +1,89 @@
+"""What a task trains and reports: terms by kind of task, evaluation with masks and noise of its own."""
+
+import pytest
+import torch
+
+from data import randomness
+from data.batch import Batch
+from model.masks import Plan, place_masks
+from model.objective import ObjectiveConfig, elbo_terms
+from model.patch_autoencoder import PatchAutoencoder
+from model.task import EVALUATION_SEED, BigLearnTask, PatchAETask
+from tests.model.test_biglearn import L, Z, images, small_model
+
+PLAN = Plan(((0, L), (0, 5), (6, 4), (0, L)))
+
+
+def task_of(seed: int = 0, method: str = "biglearn_u", **objective) -> BigLearnTask:
+    return BigLearnTask(small_model(method, "query_only"), ObjectiveConfig(groups=4, **objective), seed)
+
+
+def batch() -> Batch:
+    return Batch(images(8), torch.arange(8) + 40)
+
+
+def test_loss_weighs_the_kl_with_beta():
+    for beta in (0.01, 0.5):
+        loss, terms = task_of(beta=beta)(batch(), PLAN)
+        assert loss.item() == pytest.approx(-(terms["reconstruction"] - beta * terms["kl"]).item(), rel=1e-6)
+        assert terms["elbo"] == -terms["loss"]
+
+
+def test_terms_by_task_are_means_over_the_groups_of_that_task():
+    task = task_of()
+    _, terms = task(batch(), PLAN)
+    for name, groups in (("joint", [0, 3]), ("marginal", [1]), ("conditional", [2])):
+        alone = [
+            task(Batch(images(8)[2 * g : 2 * g + 2], torch.arange(2) + 40 + 2 * g), Plan((PLAN.groups[g],)))[1]["elbo"]
+            for g in groups
+        ]
+        assert terms[f"elbo_{name}"].item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+    _, terms = task(batch(), Plan(((0, 5), (6, 4))))
+    assert "elbo_joint" not in terms
+
+
+def test_masks_and_noise_follow_the_seed_and_the_position():
+    first, other = task_of(seed=0)(batch(), PLAN)[0], task_of(seed=1)(batch(), PLAN)[0]
+    assert first != other
+    moved = Batch(images(8), torch.arange(8) + 48)
+    assert task_of(seed=0)(moved, PLAN)[0] != first
+    joint = Plan(((0, L),))  # no mask moves here: what differs is the noise
+    assert task_of(seed=0)(batch(), joint)[0] != task_of(seed=1)(batch(), joint)[0]
+    assert task_of(seed=0)(moved, joint)[0] != task_of(seed=0)(batch(), joint)[0]
+
+
+@pytest.mark.parametrize("method", ["vae", "biglearn_u"])
+def test_evaluation_does_not_depend_on_the_seed_of_the_run(method):
+    one, other = task_of(seed=0, method=method).evaluate(batch()), task_of(seed=1, method=method).evaluate(batch())
+    for name in one:
+        assert torch.equal(one[name], other[name])
+
+
+def test_joint_elbo_is_equation_1():
+    task, x_BLD = task_of(), batch().x_BLD
+    nothing_BL = torch.zeros(8, L, dtype=torch.bool)
+    noise_BZ = randomness.normal(EVALUATION_SEED, "noise", batch().index_B, Z)
+    for name, standard in (("joint_elbo", False), ("joint_elbo_standard_prior", True)):
+        terms = elbo_terms(task.model, x_BLD, nothing_BL, ~nothing_BL, noise_BZ, standard_prior=standard)
+        torch.testing.assert_close(task.evaluate(batch())[name], terms.elbo_B(0.01))
+
+
+def test_in_painting_error_is_that_of_the_missing_half_from_the_other_half():
+    task, x_BLD, index_B = task_of(), batch().x_BLD, batch().index_B
+    half_B = torch.full((8,), L // 2)
+    seen_BL, missing_BL = place_masks(half_B, half_B, index_B, L, EVALUATION_SEED)
+    assert torch.equal(missing_BL, ~seen_BL)
+    hidden_BLD = x_BLD * seen_BL[..., None]  # the model gets nothing of the other half
+    painted_BLD = task.model.decode(task.model.encode(hidden_BLD, seen_BL)[0], hidden_BLD, seen_BL)
+    expected_B = [(painted_BLD - x_BLD)[b][missing_BL[b]].square().mean().item() for b in range(8)]
+    assert task.evaluate(batch())["inpainting_error"].tolist() == pytest.approx(expected_B, rel=1e-5)
+
+
+def test_patch_autoencoder_is_scored_by_the_error_of_a_pixel():
+    torch.manual_seed(0)
+    task = PatchAETask(PatchAutoencoder())
+    several = Batch(torch.rand(2, 3, 768), torch.arange(2))
+    x_ND = several.x_BLD.flatten(0, 1)
+    expected = (task.model.decode(task.model.encode(x_ND)) - x_ND).square().mean().item()
+    assert task(several, task.plans[0])[0].item() == pytest.approx(expected, rel=1e-5)
+    assert task.evaluate(several)["mse"].mean().item() == pytest.approx(expected, rel=1e-5)
