@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch/ does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as launch/ does, before torch is imported
 
 import pytest
 import torch
