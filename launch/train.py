@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     try:
         return train(config, resume=arguments.resume == "auto")
     except NonFiniteError as error:
-        print(f"error: {error}; the last checkpoint is from before it", file=sys.stderr)
+        print(f"error: {error}; go on with --resume auto and a lower optimizer.learning_rate", file=sys.stderr)
         return 3
 
 
@@ -55,29 +55,27 @@ def dry_run(config) -> int:
     """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
     import torch
 
-    from data.errors import UserError
-    from data.index import load_index
+    from data.index import INDEX_NAME
     from data.sources import split_sizes
     from model.cost import measure_cost
     from trainer.build import build_task
     from trainer.config import dump_config
+    from trainer.loop import open_index
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     with torch.device("meta"):
         task = build_task(config)
     config.micro_batch_size(world_size, task.groups)
     parameters = sum(p.numel() for p in task.parameters())
-    try:
-        images = load_index(config.data.shards, config.data.source).images["train"]
-    except UserError:
-        images = split_sizes(config.data.source)["train"]
+    prepared = (Path(config.data.shards) / INDEX_NAME).exists()
+    sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
     counts = {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
         "parameters": parameters,
         "parameters_millions_2_20": round(parameters / 2**20, 4),
         **asdict(measure_cost(task, config.data.patches, config.data.token_dim)),
-        "images_per_epoch": images,
+        "images_per_epoch": sizes["train"],
         "steps": config.steps,
         "world_size": world_size,
     }

@@ -92,7 +92,7 @@ class BigLearnVAE(nn.Module):
 
     def _initialise_variance(self) -> None:
         """Start with sigma = e^-2 everywhere: a z that is mostly noise is not worth reading, and the decoder would
-        learn to ignore it first. This shortens the first plateau of a run severalfold."""
+        first learn to ignore it."""
         head, z = self.z_head[1].fc2, self.config.latent_dim
         nn.init.zeros_(head.weight[z:])
         nn.init.constant_(head.bias[z:], INITIAL_LOGVAR)

@@ -36,17 +36,15 @@ def make_plans(objective, patches: int, seed: int) -> tuple[Plan, ...]:
     plan are one over its groups: every step sees small and large S, and the cycle as a whole follows the two
     Betas closely. `objective.joint_probability` is the extra share of the joint task (S empty, T everything).
     """
-    groups, plans = objective.groups, objective.plans
-    rng = np.random.Generator(np.random.Philox(key=seed))
+    group_G, plan_P = (torch.arange(n, device="cpu") for n in (objective.groups, objective.plans))
 
-    def stratified_quantiles() -> np.ndarray:
-        stratum_PG = rng.permuted(np.tile(np.arange(groups), (plans, 1)), axis=1)
-        cell_PG = np.empty((plans, groups))
-        for group in range(groups):
-            cell_PG[stratum_PG == group] = (rng.permutation(plans) + rng.random(plans)) / plans
-        return (stratum_PG + cell_PG) / groups
+    def stratified_quantiles(name: str) -> np.ndarray:
+        stratum_PG = randomness.permutation(seed, f"{name} strata", plan_P, len(group_G))
+        cell_GP = randomness.permutation(seed, f"{name} cells", group_G, len(plan_P))
+        cell_GP = (cell_GP + randomness.uniform(seed, f"{name} jitter", group_G, len(plan_P)).double()) / len(plan_P)
+        return ((stratum_PG + cell_GP.T.gather(1, stratum_PG)) / len(group_G)).numpy()
 
-    u_PG, v_PG = stratified_quantiles(), stratified_quantiles()
+    u_PG, v_PG = stratified_quantiles("S-ratio"), stratified_quantiles("T-ratio")
     p = objective.joint_probability
     is_joint_PG = u_PG < p
     u_PG = np.clip((u_PG - p) / (1 - p), 0, 1) if p < 1 else u_PG

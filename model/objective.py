@@ -1,6 +1,7 @@
 """The objective: eq. (7) of the paper as one function of (S, T). Eqs. (1), (4), (5), (6) are cases of it."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, Field
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from model.biglearn import BigLearnVAE
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     """What is maximised, and how S and T are drawn (Algorithm 1)."""
 
-    beta: float = Field(0.01, ge=0)  # weight of the KL
-    s_beta: tuple[float, float] = (0.5, 3.0)  # S-ratio ~ Beta(a, b)
-    t_beta: tuple[float, float] = (3.0, 0.5)  # T-ratio ~ Beta(a, b)
+    beta: float = Field(0.01, ge=0, allow_inf_nan=False)  # weight of the KL
+    s_beta: tuple[Positive, Positive] = (0.5, 3.0)  # S-ratio ~ Beta(a, b)
+    t_beta: tuple[Positive, Positive] = (3.0, 0.5)  # T-ratio ~ Beta(a, b)
     joint_probability: float = Field(0, ge=0, le=1)  # extra share of the joint task (S empty, T everything)
     groups: int = Field(8, gt=0)  # mask sizes in one batch
     plans: int = Field(16, gt=0)  # steps after which the mask sizes repeat

@@ -58,8 +58,8 @@ class PatchAutoencoder(nn.Module):
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """Codes (N, 512) of flattened patches (N, 768), pixels in [0, 1], in row, column, channel order."""
-        side = self.patch_size
-        return self.encoder(x_ND.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2))
+        x_NHWC = x_ND.to(self.encoder[0].weight.dtype).unflatten(1, (self.patch_size, self.patch_size, 3))
+        return self.encoder(x_NHWC.permute(0, 3, 1, 2))
 
     def decode(self, code_NC: Tensor) -> Tensor:
         """Flattened patches (N, 768) of codes (N, 512)."""

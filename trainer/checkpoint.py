@@ -55,12 +55,20 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     manifest = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
     write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
     if final.exists():  # the same images again, after a resume from an earlier one
-        shutil.rmtree(final)
+        _remove(final)
     aside.rename(final)
     sync_directory(directory)
     for old in list_checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a checkpoint that is half removed is no checkpoint."""
+    gone = path.with_name(f".removing-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

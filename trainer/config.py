@@ -48,8 +48,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _sound(self):
-        if self.method != "patch_ae" and round(self.data.patches**0.5) ** 2 != self.data.patches:
-            raise ValueError(f"{self.data.patches} patches are no square")
+        if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
+            raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
         return self
 
     @property

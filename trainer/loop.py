@@ -19,7 +19,7 @@ from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.evaluation import evaluate
-from trainer.metrics import JsonLines, Metrics, ProgressBar
+from trainer.metrics import JsonLines, Metrics, NonFiniteError, ProgressBar, require_finite
 from trainer.optimizer import AdamWithAverage, ema_decay, learning_rate
 from trainer.pictures import draw_sheet
 from trainer.run_directory import RunDirectory
@@ -36,7 +36,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     # What is trained, and on what.
     task = build_task(config)
     config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
-    index = _open_index(config.data)
+    index = open_index(config.data)
     train_stream, test_stream = (
         Stream(
             index,
@@ -76,8 +76,10 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         with metrics.phase("evaluation"):
             evaluated_task.load_state_dict(engine.full_state("ema")["ema"])
             values = evaluate(evaluated_task, test_stream, config.evaluate, world)
+            line = {"step": step, "images": images, **values}
+            require_finite(line)
             for sink in evaluations:
-                sink({"step": step, "images": images, **values})
+                sink(line)
             if with_picture and world.is_main and isinstance(evaluated_task, BigLearnTask):
                 title = f"{config.method}, {config.model.mask_tokens}: {images:,} training images, "
                 title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
@@ -89,7 +91,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
     batches = _batches(train_stream, config, images, task.groups, world)
     while images < config.total_images:
         plan = task.plans[step % len(task.plans)]
-        rate = learning_rate(config.optimizer, config.schedule, images, config.train.batch_size, config.total_images)
+        rate = learning_rate(
+            config.optimizer, config.schedule, images, config.train.batch_size, config.train.total_images
+        )
         decay = ema_decay(config.optimizer, images, config.train.batch_size)
         with metrics.phase("data"):
             micro_batches = list(itertools.islice(batches, config.train.accumulation_steps))
@@ -99,10 +103,11 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict
         metrics.record_step(step, images, terms, learning_rate=rate)
 
         due = partial(_is_due, before=before, images=images, total_images=config.total_images)
+        if due(config.train.checkpoint_every_images):
+            metrics.flush()  # numbers that are not finite never get into a checkpoint
         if due(config.evaluate.every_images) or due(config.evaluate.picture_every_images):
             values = look(with_picture=due(config.evaluate.picture_every_images))
         if due(config.train.checkpoint_every_images):
-            metrics.flush()  # a loss that is not finite never gets into a checkpoint
             with metrics.phase("checkpoint"):
                 _save(engine, config, run, {"images": images, "step": step, "identity": identity})
     metrics.flush()
@@ -129,7 +134,7 @@ def _is_due(every: int, *, before: int, images: int, total_images: int) -> bool:
     return images >= total_images or bool(every and images // every > before // every)
 
 
-def _open_index(data: DataConfig) -> Index:
+def open_index(data: DataConfig) -> Index:
     """The index of the shards, which must hold what the configuration says."""
     index = load_index(data.shards, data.source)
     if index.image_shape[0] != data.image_size:
@@ -138,6 +143,8 @@ def _open_index(data: DataConfig) -> Index:
         raise UserError(
             f"{data.shards} holds images of {here} pixels, data.image_size is {size}: write others with {mend}"
         )
+    if data.code_dim:
+        raise UserError(f"{data.shards} holds pixels, data.code_dim asks for codes: set data.code_dim=null")
     return index
 
 
@@ -159,7 +166,11 @@ def _identity(config: Config, index: Index) -> dict:
         "seed": config.seed,
         "patch_size": config.data.patch_size,
         "data_checksum": index.checksum,
-        **{f"model.{name}": value for name, value in config.model.model_dump(mode="json").items()},
+        **{
+            f"{name}.{key}": value
+            for name, section in (("model", config.model), ("objective", config.objective))
+            for key, value in section.model_dump(mode="json").items()
+        },
     }
 
 
@@ -176,6 +187,9 @@ def _refuse_another(identity: dict, state: dict, path: Path) -> None:
 def _save(engine: Engine, config: Config, run: RunDirectory, state: dict) -> None:
     """Gather the whole state on all ranks; rank 0 writes it."""
     tensors = engine.full_state(*KINDS)
+    for kind, of_kind in tensors.items():  # the same on all ranks
+        if not all(value.isfinite().all() for value in of_kind.values()):
+            raise NonFiniteError(f"{kind} are not finite at step {state['step']}")
     if engine.world.is_main:
         save_checkpoint(run.checkpoints, Checkpoint(tensors, state), config.checkpoint.keep)
     dist.barrier()

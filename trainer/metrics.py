@@ -57,7 +57,14 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class NonFiniteError(Exception):
-    """The loss is no finite number any more; commands exit with code 3."""
+    """A measured number is not finite any more; commands exit with code 3."""
+
+
+def require_finite(line: dict) -> None:
+    """NonFiniteError that names the first value of a line that is no finite number."""
+    for name, value in line.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{name} is {value} at step {line['step']}")
 
 
 class Metrics:
@@ -104,8 +111,7 @@ class Metrics:
             tensors = [name for name, value in line.items() if isinstance(value, Tensor)]
             numbers = torch.stack([line[name] for name in tensors]).tolist()  # one transfer for all terms
             line.update(zip(tensors, numbers, strict=True))
-            if not math.isfinite(line["loss"]):
-                raise NonFiniteError(f"the loss is {line['loss']} at step {line['step']}")
+            require_finite(line)
             for sink in self.sinks:
                 sink(line)
 
@@ -120,7 +126,7 @@ class JsonLines:
 
     def __call__(self, line: dict) -> None:
         rounded = {k: float(f"{v:.6g}") if k.startswith(_ROUNDED) else v for k, v in line.items()}
-        self._file.write(json.dumps(rounded) + "\n")
+        self._file.write(json.dumps(rounded, allow_nan=False) + "\n")
         self._file.flush()
 
 

@@ -84,15 +84,17 @@ def test_every_launcher_and_engine_gives_the_same_losses(root, tiny_file, tmp_pa
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
 def test_a_resumed_run_goes_on_bit_for_bit(root, tiny_file, tmp_path, engine):
     """Stopped in the middle of an accumulation of epochs and started again: the same losses, each once."""
-    common = ["--config", tiny_file, f"engine.name={engine}", "train.checkpoint_every_images=32"]
+    schedule = ["schedule.name=cosine", "schedule.warmup_images=32", "evaluate.every_images=32"]
+    common = ["--config", tiny_file, f"engine.name={engine}", "train.checkpoint_every_images=32", *schedule]
     command = [sys.executable, "launch/train.py", *common]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert start(root, *command, f"run_dir={whole}").returncode == 0
     for steps in (2, 5, 6):
         assert start(root, *command, f"run_dir={parts}", f"train.max_steps={steps}", "--resume", "auto").returncode == 0
     assert losses(parts) == losses(whole)
-    last = [(run / "evaluations.jsonl").read_text().splitlines()[-1] for run in (whole, parts)]
-    assert last[0] == last[1]
+    evaluated = [[json.loads(line) for line in (r / "evaluations.jsonl").open()] for r in (whole, parts)]
+    assert evaluated[0][-1] == evaluated[1][-1]
+    assert [line["images"] for line in evaluated[1]] == [0, 32, 64, 80, 96]  # each once; 80 is a start of its own
 
 
 def test_a_checkpoint_resumes_on_the_other_engine_and_on_more_ranks(root, tiny_file, tmp_path, reference):
@@ -120,6 +122,14 @@ def test_dry_run_counts_and_touches_nothing(root, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_dry_run_finds_a_damaged_index(root, tmp_path):
+    (tmp_path / "index.json").write_text("{")
+    command = [sys.executable, "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
+    done = start(root, *command, f"data.shards={tmp_path}")
+    assert done.returncode == 2
+    assert "index.json is damaged" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["celeba_base", "celeba_patchae"])
 def test_dry_run_builds_the_two_stages_of_celeba(root, name):
     done = start(root, sys.executable, "launch/train.py", "--config", f"configs/{name}.yaml", "--dry-run")
@@ -137,6 +147,9 @@ def test_dry_run_builds_the_two_stages_of_celeba(root, name):
         (["data.source=mnist", "data.shards=nowhere"], "python launch/prepare.py mnist"),
         (["data.image_size=64"], "--image-size 64"),
         (["engine.device=cuda"], "set engine.device=cpu"),
+        (["method=patch_ae"], "set data.patch_size=16"),
+        (["data.code_dim=512"], "set data.code_dim=null"),
+        (["objective.s_beta=[0,3]"], "objective.s_beta.0: Input should be greater than 0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(root, tiny_file, tmp_path, arguments, cause_and_mend):
@@ -188,12 +201,14 @@ def test_a_finished_run_is_left_as_it_is(root, tiny_file, reference):
     assert len(losses(reference)) == 6
 
 
-def test_a_loss_that_is_not_finite_ends_with_exit_code_3(root, tiny_file, tmp_path):
+@pytest.mark.parametrize("steps", [1, 2, 20])  # the weights alone; the last losses; losses that are still pending
+def test_numbers_that_are_not_finite_end_with_exit_code_3(root, tiny_file, tmp_path, steps):
     command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
-    done = start(root, *command, "optimizer.learning_rate=1e30", "train.total_images=320")
+    done = start(root, *command, "optimizer.learning_rate=1e30", f"train.total_images={16 * steps}")
     assert done.returncode == 3
-    assert "not finite" in done.stderr or "the loss is" in done.stderr
+    assert "at step" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert "NaN" not in (tmp_path / "run/evaluations.jsonl").read_text()
 
 
 def test_the_embedded_data_set_is_written_when_absent(root, tiny_file, tmp_path):

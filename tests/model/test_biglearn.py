@@ -160,6 +160,28 @@ def test_every_parameter_gets_a_gradient(method, mode):
     assert not without
 
 
+def test_dense_mask_tokens_are_keys_in_encode_too():
+    model, x_BLD = small_model("biglearn_u", "dense"), images()
+    observed_BL = torch.arange(L).expand(3, L) != 3
+    before = model.encode(x_BLD, observed_BL)[0]
+    model.embed.position_LE[3].neg_()
+    assert (model.encode(x_BLD, observed_BL)[0] - before).abs().max() > 1e-6
+
+
+def test_positions_are_rows_then_columns():
+    """The table is that of place (row, column) = (i // side, i % side): sine and cosine, each of row, then column."""
+    table = small_model("biglearn_u", "dense").embed.position_LE.view(4, 4, 2, 2, 4)
+    rows, columns = table.unbind(3)
+    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
+    torch.testing.assert_close(columns, columns[:1].expand_as(columns))
+    assert (rows[0] != rows[1]).any()
+
+
+def test_every_z_starts_with_a_small_standard_deviation():
+    _, logvar_BZ = small_model("vae", "dense").encode(images(), torch.ones(3, L, dtype=torch.bool))
+    assert (logvar_BZ == -4).all()
+
+
 def test_log_variances_are_clamped():
     model = small_model("biglearn_u", "dense")
     for bias in (1e4, -1e4):

@@ -30,6 +30,14 @@ def test_plans_follow_the_two_betas_and_are_a_pure_function_of_the_seed():
     assert sizes[..., 1].mean() == pytest.approx(n_T.mean(), rel=0.02)
 
 
+def test_the_cycle_is_stratified_over_both_quantiles():
+    """With uniform ratios, L large: each of the groups x plans strata of the S-quantile is taken exactly once."""
+    plans = make_plans(ObjectiveConfig(s_beta=(1, 1), t_beta=(1, 1)), 10**6, seed=0)
+    sizes = np.array([size for plan in plans for size in plan.groups], dtype=float)
+    for quantile in (sizes[:, 0] / 10**6, sizes[:, 1] / (10**6 - sizes[:, 0])):
+        assert sorted(np.floor(quantile * 128 - 1e-3).clip(0).astype(int).tolist()) == list(range(128))
+
+
 def test_every_plan_holds_small_and_large_sets():
     """Stratified: the largest |S| of each plan lies in the top eighth of the Beta, the smallest in the bottom one."""
     for plan in make_plans(ObjectiveConfig(), L, seed=3):

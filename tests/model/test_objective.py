@@ -71,6 +71,23 @@ def test_targets_reach_decode_and_prior_only_through_z():
 
 
 def test_gradients_flow_through_both_arms_of_the_kl():
+    model, x_BLD = small_model("biglearn_u", "dense"), images()
+    torch.nn.init.normal_(model.z_head[1].fc2.weight)  # away from the start, where both variances are one number
+    observed_BL, target_BL = subsets(3, 6, 4)
+    arms = []
+
+    def remembered(x_BLD, given_BL):
+        arms.append(type(model).encode(model, x_BLD, given_BL))
+        return arms[-1]
+
+    model.encode = remembered
+    terms = elbo_terms(model, x_BLD, observed_BL, target_BL, torch.randn(3, Z), standard_prior=False)
+    (mu_q, logvar_q), (mu_p, logvar_p) = arms
+    for gradient in torch.autograd.grad(terms.kl_B.sum(), (mu_q, logvar_q, mu_p, logvar_p), retain_graph=True):
+        assert gradient.abs().sum() > 0
+    for gradient in torch.autograd.grad(terms.reconstruction_B.sum(), (mu_q, logvar_q)):
+        assert gradient.abs().sum() > 0  # through z
+
     mu_q, mu_p = torch.ones(1, 1, requires_grad=True), torch.zeros(1, 1, requires_grad=True)
     zero = torch.zeros(1, 1)
     gaussian_kl(mu_q, zero, mu_p, zero).sum().backward()

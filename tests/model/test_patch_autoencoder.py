@@ -18,6 +18,11 @@ def test_each_patch_is_coded_on_its_own():
     assert model.decode(together).shape == (4, 768)
 
 
+def test_bf16_weights_take_float_pixels():
+    model = PatchAutoencoder().bfloat16()
+    assert model.decode(model.encode(torch.rand(2, 768))).dtype == torch.bfloat16
+
+
 def test_pixels_are_in_row_column_channel_order():
     """A translation by one pixel along a row moves what the first convolution sees along its last axis."""
     model, seen = PatchAutoencoder(), []

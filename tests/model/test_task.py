@@ -22,6 +22,11 @@ def batch() -> Batch:
     return Batch(images(8), torch.arange(8) + 40)
 
 
+def test_the_vae_trains_the_joint_task_alone():
+    assert task_of(method="vae").plans == (Plan(((0, L),)),)
+    assert len(task_of(method="biglearn_t").plans) == 16
+
+
 def test_loss_weighs_the_kl_with_beta():
     for beta in (0.01, 0.5):
         loss, terms = task_of(beta=beta)(batch(), PLAN)

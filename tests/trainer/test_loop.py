@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
 
 from data.index import load_index
 from data.stream import Stream
+from trainer.accelerate_engine import AccelerateEngine
 from trainer.build import build_task
 from trainer.checkpoint import load_checkpoint
 from trainer.evaluation import evaluate
 from trainer.loop import _is_due, train
+from trainer.optimizer import learning_rate
 from trainer.run_directory import RunDirectory
 
 
@@ -41,3 +44,34 @@ def test_the_averaged_weights_are_evaluated(tiny, world, digits_shards):
         elbos[kind] = evaluate(task, stream, config.evaluate, world)["biglearn_elbo"]
     assert elbos["ema"] == pytest.approx(reported, rel=1e-6)
     assert elbos["weights"] != pytest.approx(reported, rel=1e-3)
+
+
+def test_step_k_gets_plan_k_its_learning_rate_and_its_share_of_the_sequence(tiny, world, monkeypatch):
+    config = tiny("schedule.name=cosine", "schedule.warmup_images=32", "train.max_steps=5")
+    steps = []
+
+    def remember(self, batches, plan, lr, decay):
+        steps.append((plan, lr, batches[0].index_B.tolist()))
+        return original(self, batches, plan, lr, decay)
+
+    original = AccelerateEngine.step
+    monkeypatch.setattr(AccelerateEngine, "step", remember)
+    train(config, world, RunDirectory(config.run_dir), resume=False)
+    plans = build_task(config).plans
+    for k, (plan, rate, positions) in enumerate(steps):
+        assert plan == plans[k % len(plans)]
+        assert rate == learning_rate(config.optimizer, config.schedule, 16 * k, 16, 96)  # not shortened by max_steps
+        assert positions == list(range(16 * k, 16 * k + 16))
+
+
+def test_weights_follow_the_seed(tiny):
+    first, again, other = (build_task(tiny(f"seed={seed}")).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("engine", ["engine.name=accelerate", "engine.name=deepspeed"])
+def test_patch_autoencoder_trains_through_the_same_loop(tiny, world, engine):
+    config = tiny("method=patch_ae", "data.patch_size=16", engine, "train.max_steps=2", "evaluate.images=4")
+    summary = train(config, world, RunDirectory(config.run_dir), resume=False)
+    assert summary["after"]["mse"] < summary["before"]["mse"]

@@ -17,15 +17,16 @@ def train(optimizer, module, steps, set_rates):
         yield [p.detach().clone() for p in module.parameters()]
 
 
-def test_steps_are_those_of_adamw_with_decay_on_matrices_alone():
-    config = OptimizerConfig(weight_decay=0.1)
+@pytest.mark.parametrize("betas", [(0.0, 0.999), (0.9, 0.95)])
+def test_steps_are_those_of_adamw_with_decay_on_matrices_alone(betas):
+    config = OptimizerConfig(weight_decay=0.1, beta1=betas[0], beta2=betas[1])
     torch.manual_seed(1)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
     optimizer = AdamWithAverage(ours, config)
     optimizer.create_state(ours.parameters())
     groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, lr=0.02, betas=(0.0, 0.999), eps=1e-8)
+    reference = torch.optim.AdamW(groups, lr=0.02, betas=betas, eps=1e-8)
     our_steps = list(train(optimizer, ours, 5, lambda step: optimizer.set_rates(0.02, 0.5)))
     for mine, others in zip(our_steps, train(reference, theirs, 5, lambda step: None), strict=True):
         torch.testing.assert_close(mine, others)
