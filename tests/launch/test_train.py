@@ -206,7 +206,7 @@ def test_numbers_that_are_not_finite_end_with_exit_code_3(root, tiny_file, tmp_p
     command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
     done = start(root, *command, "optimizer.learning_rate=1e30", f"train.total_images={16 * steps}")
     assert done.returncode == 3
-    assert "at step" in done.stderr.splitlines()[-1]
+    assert "at step" in done.stderr
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert "NaN" not in (tmp_path / "run/evaluations.jsonl").read_text()
 
