@@ -24,7 +24,7 @@ class Cost:
 
 
 def measure_cost(task: nn.Module, patches: int, token_dim: int) -> Cost:
-    """Run every distinct plan of `task`, which must live on the meta device, forward and backward once."""
+    """Run every plan of `task`, which must live on the meta device, forward and backward once."""
     tokens = token_layers = 0
 
     def count(trunk: Trunk, inputs) -> None:

@@ -71,11 +71,12 @@ class BigLearnTask(nn.Module):
         seen_BL, missing_BL = place_masks(half_B, patches - half_B, index_B, patches, EVALUATION_SEED)
         mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
         error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+        joint_B = elbo_B(nothing_BL, ~nothing_BL, self.standard_prior)
         drawn = drawn_masks(self.objective, index_B, patches, EVALUATION_SEED)
         return {
             "biglearn_elbo": elbo_B(*drawn, self.standard_prior),
-            "joint_elbo": elbo_B(nothing_BL, ~nothing_BL, self.standard_prior),
-            "joint_elbo_standard_prior": elbo_B(nothing_BL, ~nothing_BL, True),
+            "joint_elbo": joint_B,
+            "joint_elbo_standard_prior": joint_B if self.standard_prior else elbo_B(nothing_BL, ~nothing_BL, True),
             "inpainting_error": (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1),
         }
 
