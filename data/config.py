@@ -22,6 +22,8 @@ class DataConfig(BaseModel):
     memory_bytes: int = Field(2**31, ge=0)
     # Threads that read batches ahead; 0 reads in the training loop.
     workers: int = Field(0, ge=0)
+    # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
+    max_damaged: int = Field(100, ge=0)
     # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
     code_dim: int | None = Field(None, gt=0)
 

@@ -55,6 +55,7 @@ class Stream:
         self.patches = (height // patch_size) ** 2
         self.patch_dim = 3 * patch_size**2
         self.device = torch.device(device)
+        self.damaged: dict[int, str] = {}
         self._patch_size = patch_size
         self._seed = seed
         self._orders: dict[int, Tensor] = {}  # of the last two epochs: a batch may cross the seam

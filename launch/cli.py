@@ -1,19 +1,25 @@
-"""What every command of launch/ does alike: exit codes, and errors of the user in one line."""
+"""What every command of launch/ does alike: exit codes, warnings, and errors of the user in one line."""
 
+import logging
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from data.errors import UserError
+from data.errors import RankError, UserError
+
+MISTAKE, NON_FINITE, REQUEUE = 2, 3, 75  # exit codes
+_LAST_WORD_S = 1.0  # launchers end all ranks when one has ended: the first gets time to speak
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call main(arguments) and leave with the exit code it returns (None: 0).
 
     A UserError becomes one line on stderr and exit code 2, with a traceback only if --debug is among the
-    arguments (main does not get to see it). An interrupt from the keyboard becomes 130. Any other exception
-    is a bug of ours and keeps its traceback.
+    arguments (main does not get to see it); of several ranks only the first prints it. An interrupt from the
+    keyboard becomes 130. Any other exception is a bug of ours and keeps its traceback.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -21,8 +27,30 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        say(f"error: {error}", by_each=isinstance(error, RankError))
+        sys.exit(MISTAKE)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         sys.exit(130)
+
+
+def say(text: str, by_each: bool = False) -> None:
+    """The last words of a command, on stderr: by the first rank for all, or by each rank for itself."""
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    if rank == 0 or by_each:
+        print(text, file=sys.stderr, flush=True)
+    else:
+        time.sleep(_LAST_WORD_S)
+
+
+def show_warnings(rank: int) -> None:
+    """Warnings of data/ and trainer/ go to stderr, a line each that leaves a progress bar whole."""
+    from tqdm import tqdm
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            by = f" of rank {rank}" if rank else ""
+            tqdm.write(f"{record.levelname.lower()}{by}: {record.getMessage()}", file=sys.stderr)
+
+    for package in ("data", "trainer"):
+        logging.getLogger(package).addHandler(Handler())

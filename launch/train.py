@@ -8,10 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 
-from launch.cli import run
+from launch.cli import NON_FINITE, REQUEUE, run, say, show_warnings
+from trainer.stop import StopRequest
 
 EXAMPLES = """\
 examples:
@@ -23,6 +23,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
+    stop = StopRequest().listen()  # before the slow imports: a signal never finds a run without its handler
     parser = argparse.ArgumentParser(
         description="Train a VAE or a BigLearn-VAE from shards of images.",
         epilog=EXAMPLES,
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.batch_size=64 or method=vae")
     parser.add_argument(
         "--resume", choices=["auto", "never"], default="never",
-        help="auto: go on from the newest checkpoint in run_dir if there is one (default: never)",
+        help="auto: go on from the newest whole checkpoint in run_dir if there is one (default: never)",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check and count everything, write and train nothing")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
@@ -45,10 +46,10 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         return dry_run(config)
     try:
-        return train(config, resume=arguments.resume == "auto")
+        return train(config, arguments.resume == "auto", stop)
     except NonFiniteError as error:
-        print(f"error: {error}; go on with --resume auto and a lower optimizer.learning_rate", file=sys.stderr)
-        return 3
+        say(f"error: {error}; go on with --resume auto and a lower optimizer.learning_rate")
+        return NON_FINITE
 
 
 def dry_run(config) -> int:
@@ -58,11 +59,11 @@ def dry_run(config) -> int:
     from data.index import INDEX_NAME
     from data.sources import split_sizes
     from model.cost import measure_cost
-    from trainer.build import build_task
+    from trainer.build import build_task, open_index
     from trainer.config import dump_config
-    from trainer.loop import open_index
+    from trainer.launcher import adopt_environment
 
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size, _ = adopt_environment()
     with torch.device("meta"):
         task = build_task(config)
     config.micro_batch_size(world_size, task.groups)
@@ -79,13 +80,13 @@ def dry_run(config) -> int:
         "steps": config.steps,
         "world_size": world_size,
     }
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank == 0:
         print(dump_config(config))
         print(json.dumps(counts))
     return 0
 
 
-def train(config, *, resume: bool) -> int:
+def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
     import torch.distributed as dist
 
@@ -97,22 +98,31 @@ def train(config, *, resume: bool) -> int:
     from trainer.world import join_world
 
     run = RunDirectory(config.run_dir)
-    if not resume:
-        run.refuse_unless_new()
     world = join_world(config.engine.device)
+    show_warnings(world.rank)
     source = SOURCES.get(config.data.source)
-    if world.is_main and source and source.embedded and not Path(config.data.shards).exists():
-        print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
-        prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
-    dist.barrier()
-    summary = train_loop(config, world, run, resume)
-    if world.is_main:
-        path = run.reports / "summary.json"
-        if summary["images_per_second"] is None and path.exists():  # nothing was left to train
-            summary = json.loads(path.read_text())
-        write_aside(path, json.dumps(summary, indent=1).encode())
-        report(summary, run)
+    with world.agreed():
+        if world.is_main:
+            if not resume:
+                run.refuse_present()  # at once; the loop asks again when the run is locked
+            if source and source.embedded and not Path(config.data.shards).exists():
+                print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
+                prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
+    summary = train_loop(config, world, run, resume, stop)
+    with world.agreed():
+        if world.is_main and not summary["stopped_by"]:
+            path = run.reports / "summary.json"
+            if summary["images_per_second"] is None and path.exists():  # nothing was left to train
+                summary = json.loads(path.read_text())
+            write_aside(path, json.dumps(summary, indent=1).encode())
+            report(summary, run)
     dist.destroy_process_group()
+    if summary["stopped_by"]:
+        newest = run.newest_checkpoint() or "no step was made"
+        say(
+            f"stopped by {summary['stopped_by']} after {summary['images']:,} images: {newest}; go on with --resume auto"
+        )
+        return REQUEUE
     return 0
 
 

@@ -23,27 +23,31 @@ class BigLearnTask(nn.Module):
         self.standard_prior = joint_only
         self.plans = joint_plans(model.patches) if joint_only else make_plans(objective, model.patches, seed)
 
+    def score(self, values: dict[str, float]) -> float:
+        """The figure of an evaluation by which checkpoints are compared, nats; higher is better."""
+        return values["joint_elbo" if self.standard_prior else "biglearn_elbo"]
+
     @property
     def groups(self) -> int:
         """Equal parts that a batch must divide into."""
         return len(self.plans[0].groups)
 
-    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss -E[ELBO] of a batch whose samples are the plan's groups one after the other, and its terms."""
+    def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
+        """elbo, reconstruction and kl of each sample, (B,); the samples are the plan's groups one after the other."""
         observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed)
         noise_BZ = self._noise(batch.index_B, self.seed)
         terms = elbo_terms(
             self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=self.standard_prior
         )
         elbo_B = terms.elbo_B(self.objective.beta)
-        loss = -elbo_B.mean()
-        means = {
-            "loss": loss,
-            "elbo": -loss,
-            "reconstruction": terms.reconstruction_B.mean(),
-            "kl": terms.kl_B.mean(),
-        }
-        elbo_GB = elbo_B.view(len(plan.groups), -1)
+        return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
+
+    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss -E[ELBO] of a batch, and its terms."""
+        of_samples = self.sample_terms(batch, plan)
+        means = {name: value_B.mean() for name, value_B in of_samples.items()}
+        loss = means["loss"] = -means["elbo"]
+        elbo_GB = of_samples["elbo"].view(len(plan.groups), -1)
         for name in ("joint", "marginal", "conditional"):
             groups = [g for g, size in enumerate(plan.groups) if self._task_name(*size) == name]
             if groups:
@@ -97,6 +101,14 @@ class PatchAETask(nn.Module):
     def __init__(self, model: PatchAutoencoder):
         super().__init__()
         self.model = model
+
+    def score(self, values: dict[str, float]) -> float:
+        """Minus the squared error."""
+        return -values["mse"]
+
+    def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
+        """mse of each image, (B,)."""
+        return {"mse": self._error_B(batch)}
 
     def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self._error_B(batch).mean()

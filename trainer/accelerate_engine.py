@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from trainer.engine import Engine, EngineConfig, mean_of
+from trainer.engine import Engine, EngineConfig, is_invalid, mean_of
 from trainer.optimizer import AdamWithAverage, OptimizerConfig
 from trainer.world import World
 
@@ -32,7 +32,8 @@ class AccelerateEngine(Engine):
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             kwargs_handlers=[ddp],
         )
-        assert self.accelerator.num_processes == world.size, (self.accelerator.num_processes, world.size)
+        seen = (self.accelerator.process_index, self.accelerator.num_processes)
+        assert seen == (world.rank, world.size), f"Accelerate sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
         self.optimizer = AdamWithAverage(task, optimizer)
         self.optimizer.create_state(self.parameters.values())
@@ -48,19 +49,17 @@ class AccelerateEngine(Engine):
             terms.append(micro_terms)
         clip = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip)
+        means = self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
+        skipped = is_invalid(*means.values())
         self.optimizer.set_rates(lr, ema_decay)
+        self.optimizer.skip_if(skipped)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
+        return {**means, "skipped": skipped}
 
-    def full_state(self, *kinds):
-        return {
-            kind: {
-                name: (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
-                for name, p in self.parameters.items()
-            }
-            for kind in kinds
-        }
+    def named_state(self, kind):
+        for name, p in self.parameters.items():
+            yield name, (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
 
     @torch.no_grad()
     def load_full_state(self, state, steps):

@@ -1,8 +1,9 @@
-"""Checkpoints: complete or absent, one format for every engine, ZeRO stage and number of ranks.
+"""Checkpoints on the disk: complete or absent, one format for every engine, ZeRO stage and number of ranks.
 
     checkpoints/img-000000128000/
-        weights.safetensors  ema.safetensors  optimizer.safetensors   whole fp32 tensors by parameter name
-        state.json       images seen, step, and what the resuming run must share: method, model, seed, data
+        weights.safetensors  ema.safetensors  optimizer.safetensors   whole fp32 tensors, named <kind>/<parameter>;
+                         each may be cut into parts NAME-00001-of-00004.safetensors, written by different ranks
+        state.json       where the run is, and what the resuming run must share with it
         manifest.json    size and SHA-256 of each of the others
 
 A checkpoint is written under another name, flushed to the disk and renamed. Nothing in it is ever unpickled.
@@ -11,11 +12,13 @@ A checkpoint is written under another name, flushed to the disk and renamed. Not
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,44 +26,217 @@ from torch import Tensor
 from data.errors import UserError
 from trainer.files import sync_directory, write_aside
 
-FORMAT = 1
-_TENSORS = {"weights": ("weights",), "ema": ("ema",), "optimizer": ("exp_avg", "exp_avg_sq")}
+FORMAT = 2
+FILES = {"weights": ("weights",), "ema": ("ema",), "optimizer": ("exp_avg", "exp_avg_sq")}  # the kinds in each
+_JSON_BYTES = 2**24  # no state.json or manifest.json of ours is longer
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
-    """Which checkpoints stay."""
+    """When a checkpoint is written, and which ones stay. There is always one at the end."""
 
-    keep: int = Field(2, gt=0)  # the last so many
+    every_images: int = Field(0, ge=0)  # 0: only at the end
+    keep_last: int = Field(2, gt=0)
+    keep_every_images: int = Field(0, ge=0)  # beside these, the first one after each multiple; 0: none
+    keep_best: int = Field(1, ge=0)  # and so many of the best evaluations
+    part_bytes: int = Field(2**28, gt=0)  # a larger state is written by several ranks at once
+
+
+class State(BaseModel, extra="forbid", frozen=True):
+    """Where a run is. Everything else that it needs is in the tensors or follows from its configuration."""
+
+    format: int = FORMAT
+    images: int = Field(0, ge=0)
+    step: int = Field(0, ge=0)
+    skipped_steps: int = Field(0, ge=0)
+    score: float | None = None  # of an evaluation at this very point; higher is better
+    identity: dict[str, JsonValue]  # what a run that goes on from here must have in common with it
+
+    @field_validator("format")
+    @classmethod
+    def _ours(cls, value: int) -> int:
+        if value != FORMAT:
+            raise ValueError(f"checkpoint format {value}, this version reads {FORMAT}")
+        return value
+
+
+class _Fingerprint(BaseModel, extra="forbid", frozen=True, strict=True):
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+# No separators and no dots but ours: a name cannot lead out of its folder.
+_TENSOR_FILE = re.compile(r"(weights|ema|optimizer)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
+_MANIFEST = TypeAdapter(dict[str, _Fingerprint])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by kind (weights, ema, exp_avg, exp_avg_sq) and parameter name, and what state.json holds."""
+    """Tensors by kind (weights, ema, exp_avg, exp_avg_sq) and parameter name, and where the run was."""
 
     tensors: dict[str, dict[str, Tensor]]
-    state: dict
+    state: State
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write checkpoints/img-<images>; afterwards only the last `keep` stay. Call on one rank."""
-    final = directory / f"img-{checkpoint.state['images']:012d}"
-    aside = directory / f".writing-{final.name}"
+class DamagedError(UserError):
+    """A checkpoint is not what was written."""
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed runs left half written or half removed. Call on one rank, when no other run is here."""
+    for path in (*directory.glob(".writing-*"), *directory.glob(".removing-*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def start_writing(directory: Path, images: int) -> Path:
+    """An empty folder in which the files of a checkpoint gather. Call on one rank."""
+    aside = directory / f".writing-{_name(images)}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name, kinds in _TENSORS.items():
-        tensors = {f"{kind}/{key}": value for kind in kinds for key, value in checkpoint.tensors[kind].items()}
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, aside / f"{name}.safetensors")
-        _sync(aside / f"{name}.safetensors")
-    write_aside(aside / "state.json", json.dumps({"format": FORMAT, **checkpoint.state}, indent=1).encode())
-    manifest = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
+    return aside
+
+
+def write_part(aside: Path, tensors: dict[str, dict[str, Tensor]], part: int, parts: int) -> dict[str, dict]:
+    """Write part number `part` of `parts` of every file; its fingerprints by file name.
+
+    tensors: CPU tensors by kind and parameter name, those of this part. Raises OSError when the disk refuses.
+    """
+    fingerprints = {}
+    for name, kinds in FILES.items():
+        suffix = f"-{part + 1:05d}-of-{parts:05d}" if parts > 1 else ""
+        path = aside / f"{name}{suffix}.safetensors"
+        named = {f"{kind}/{key}": value.contiguous() for kind in kinds for key, value in tensors[kind].items()}
+        try:
+            save_file(named, path)
+        except SafetensorError as error:  # how safetensors reports what the disk refuses
+            raise OSError(None, str(error), str(path)) from error
+        _sync(path)
+        fingerprints[path.name] = _fingerprint(path)
+    return fingerprints
+
+
+def complete(aside: Path, state: State, fingerprints: dict[str, dict]) -> Path:
+    """Make a checkpoint of the parts: state, manifest, rename. Call on one rank, when all parts are written."""
+    final = aside.with_name(_name(state.images))
+    write_aside(aside / "state.json", state.model_dump_json(indent=1).encode())
+    manifest = {**fingerprints, "state.json": _fingerprint(aside / "state.json")}
     write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
     if final.exists():  # the same images again, after a resume from an earlier one
         _remove(final)
     aside.rename(final)
-    sync_directory(directory)
-    for old in list_checkpoints(directory)[:-keep]:
-        _remove(old)
+    sync_directory(final.parent)
     return final
+
+
+def remove_others(directory: Path, config: CheckpointConfig) -> None:
+    """Remove the checkpoints that the policy does not keep. Call on one rank."""
+    found = list_checkpoints(directory)
+    states = {path: _state_or_none(path) for path in found}
+    kept = set(found[-config.keep_last :])
+    if config.keep_every_images:
+        reached = 0
+        for path in found:
+            multiple = _images(path) // config.keep_every_images
+            if multiple > reached:
+                kept.add(path)
+            reached = max(reached, multiple)
+    evaluated = [path for path, state in states.items() if state and state.score is not None]
+    if config.keep_best:
+        kept.update(sorted(evaluated, key=lambda path: states[path].score)[-config.keep_best :])
+    for path in found:
+        if path not in kept:
+            _remove(path)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in directory.glob("img-*") if re.fullmatch(r"img-\d{12,}", path.name)]
+    return sorted((path for path in found if (path / "manifest.json").exists()), key=_images)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises DamagedError that names the damaged file."""
+    manifest = _parse(path / "manifest.json", _MANIFEST)
+    files = {name for name in manifest if name != "state.json"}
+    if files != _expected(files) or "state.json" not in manifest:
+        raise DamagedError(f"{path}/manifest.json does not name the files of a checkpoint")
+    for name, expected in manifest.items():
+        try:  # the size first: what is longer is not read
+            size = (path / name).stat().st_size
+            if size != expected.bytes or _fingerprint(path / name) != expected.model_dump():
+                raise DamagedError(f"{path}/{name} is damaged (size or SHA-256 differs)")
+        except OSError as error:
+            raise DamagedError(f"{path}/{name} cannot be read ({error.strerror})") from None
+    state = _parse(path / "state.json", TypeAdapter(State))
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kinds in FILES.values() for kind in kinds}
+    for name in sorted(files):
+        try:
+            loaded = load_file(path / name)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise DamagedError(f"{path}/{name} is no safetensors file ({error})") from None
+        for key, value in loaded.items():
+            kind, _, parameter = key.partition("/")
+            if kind not in FILES[_TENSOR_FILE.fullmatch(name)[1]]:
+                raise DamagedError(f"{path}/{name} holds {key!r}")
+            tensors[kind][parameter] = value
+    return Checkpoint(tensors, state)
+
+
+def newest_whole(directory: Path, before_step: int | None = None) -> tuple[Path | None, Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, its path, and the faults of newer ones.
+
+    before_step: only those of at most so many steps. (None, None, []) when there is none. Raises UserError when
+    there are some and none is whole.
+    """
+    faults = []
+    for path in reversed(list_checkpoints(directory)):
+        state = _state_or_none(path)
+        if state and before_step is not None and state.step > before_step:
+            continue
+        try:
+            return path, load_checkpoint(path), faults
+        except DamagedError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError(f"no checkpoint in {directory} is whole ({faults[0]}): remove them to begin anew")
+    return None, None, []
+
+
+def _name(images: int) -> str:
+    return f"img-{images:012d}"
+
+
+def _images(path: Path) -> int:
+    return int(path.name.removeprefix("img-"))
+
+
+def _expected(files: Iterable[str]) -> set[str]:
+    """All names of tensor files, given that some of them are `files`: plain ones or equally many parts of each."""
+    matches = [_TENSOR_FILE.fullmatch(name) for name in files]
+    counts = {int(match[3] or 1) for match in matches if match}
+    if len(counts) != 1 or not 0 < (parts := counts.pop()) <= 99_999 or parts > len(matches):
+        return set()
+    suffixes = [f"-{part + 1:05d}-of-{parts:05d}" for part in range(parts)] if parts > 1 else [""]
+    return {f"{name}{suffix}.safetensors" for name in FILES for suffix in suffixes}
+
+
+def _parse(path: Path, kind: TypeAdapter):
+    try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise DamagedError(f"{path} is larger than any of ours")
+        return kind.validate_json(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise DamagedError(f"{path} is damaged ({where + ': ' if where else ''}{fault['msg']})") from None
+
+
+def _state_or_none(path: Path) -> State | None:
+    try:
+        return _parse(path / "state.json", TypeAdapter(State))
+    except DamagedError:
+        return None
 
 
 def _remove(path: Path) -> None:
@@ -69,36 +245,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone)
-
-
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("img-*") if (path / "manifest.json").exists())
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises UserError that names the damaged file."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        expected = {f"{name}.safetensors" for name in _TENSORS} | {"state.json"}
-        if set(manifest) != expected:
-            raise UserError(f"{path}/manifest.json: names other files than {sorted(expected)}")
-        for name in expected:
-            if _fingerprint(path / name) != manifest[name]:
-                raise UserError(
-                    f"{path}/{name}: damaged (size or SHA-256 differs); delete {path} to use an earlier one"
-                )
-        state = json.loads((path / "state.json").read_text())
-        if state.get("format") != FORMAT:
-            raise UserError(f"{path}: checkpoint format {state.get('format')}, this version reads {FORMAT}")
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for name in _TENSORS:
-            for key, value in load_file(path / f"{name}.safetensors").items():
-                kind, _, parameter = key.partition("/")
-                tensors.setdefault(kind, {})[parameter] = value
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); delete it to use an earlier one") from None
-    return Checkpoint(tensors, state)
 
 
 def _fingerprint(path: Path) -> dict:

@@ -26,7 +26,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     total_images: int = Field(gt=0)
     max_steps: int | None = Field(None, gt=0)  # stop earlier, after so many optimizer steps
     max_grad_norm: float | None = Field(None, gt=0)
-    checkpoint_every_images: int = Field(0, ge=0)  # there is always one at the end
+    max_skipped_steps: int = Field(5, gt=0)  # so many in a row that are not finite end the run
 
 
 class Config(BaseModel, extra="forbid", frozen=True):
@@ -62,6 +62,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     def total_images(self) -> int:
         """Images the whole run sees."""
         return self.steps * self.train.batch_size
+
+    def flat(self) -> dict:
+        """Every value by its dotted key."""
+        return _flat(self.model_dump(mode="json"))
 
     def micro_batch_size(self, world_size: int, groups: int) -> int:
         """Images of one forward on one rank; refuses a batch that does not split equally."""
@@ -100,6 +104,13 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML, readable by load_config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:

@@ -13,7 +13,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from trainer.engine import Engine, EngineConfig, mean_of
+from trainer.engine import Engine, EngineConfig, is_invalid, mean_of
 from trainer.optimizer import AdamWithAverage, OptimizerConfig
 from trainer.world import World
 
@@ -37,6 +37,8 @@ class DeepSpeedEngine(Engine):
         self.world, self.stage = world, config.zero_stage
         bf16 = config.precision == "bf16"
         self.optimizer = AdamWithAverage(task, optimizer)
+        # Inside engine.step(), after the norm is known and before the first of its calls of the optimizer.
+        self.optimizer.register_step_pre_hook(lambda *_: self.optimizer.skip_if(self._skipped()))
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation_steps,
@@ -49,27 +51,40 @@ class DeepSpeedEngine(Engine):
             settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
         deepspeed.init_distributed()
         self.engine, *_ = deepspeed.initialize(model=task, optimizer=self.optimizer, config=settings)
-        assert self.engine.world_size == world.size, (self.engine.world_size, world.size)
+        seen = (self.engine.global_rank, self.engine.world_size)
+        assert seen == (world.rank, world.size), f"DeepSpeed sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
         self._create_state(steps=0)
 
     def step(self, batches, plan, lr, ema_decay):
         terms = []
-        self.optimizer.set_rates(lr, ema_decay)
-        for batch in batches:
+        for micro, batch in enumerate(batches):
             loss, micro_terms = self.engine(batch, plan)
             self.engine.backward(loss)
             terms.append(micro_terms)
-            is_last = len(terms) == len(batches)
-            if is_last and self.stage == 0:  # DeepSpeed does not compute the norm in this stage
-                gradient_norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
-            self.engine.step()
-        if self.stage > 0:
-            gradient_norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.world.device)
-        return self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
+            if micro < len(batches) - 1:
+                self.engine.step()  # counts the accumulation
+        means = mean_of(terms)
+        if self.stage == 0:  # DeepSpeed does not compute the norm in this stage
+            means["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
+        self.means = self.mean_over_ranks(means)
+        self.optimizer.set_rates(lr, ema_decay)
+        self.engine.step()
+        return {**self.means, "gradient_norm": self._gradient_norm(), "skipped": self._skipped()}
 
-    def full_state(self, *kinds):
-        return {kind: {name: self._get(p, kind) for name, p in self.parameters.items()} for kind in kinds}
+    def _gradient_norm(self) -> torch.Tensor:
+        """Of the coming or the last step, over all ranks; not finite where DeepSpeed marks it as invalid, by -1."""
+        if self.stage == 0:
+            return self.means["gradient_norm"]
+        norm = torch.as_tensor(self.engine.optimizer._global_grad_norm, device=self.world.device).float()
+        return torch.where(norm < 0, torch.nan, norm)
+
+    def _skipped(self) -> torch.Tensor:
+        return is_invalid(*self.means.values(), self._gradient_norm())
+
+    def named_state(self, kind):
+        for name, p in self.parameters.items():
+            yield name, self._get(p, kind)
 
     @torch.no_grad()
     def load_full_state(self, state, steps):

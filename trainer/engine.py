@@ -1,7 +1,7 @@
 """The one interface between the loop and what spreads a step over processes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -39,27 +39,37 @@ class Engine(ABC):
         """One optimizer step over the micro-batches of this rank.
 
         Returns the terms as float32 scalars on the device, means over all ranks and micro-batches, with
-        `gradient_norm` (before clipping) among them.
+        `gradient_norm` (before clipping) and `skipped` among them. A step with a term or a gradient that is not
+        finite, on whichever rank, is skipped by all: `skipped` is 1 and the state stays as it was.
         """
 
     @abstractmethod
-    def full_state(self, *kinds: str) -> dict[str, dict[str, Tensor]]:
-        """Whole fp32 tensors on every rank, by kind and parameter name.
+    def named_state(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and whole fp32 tensor, gathered one by one; ranks iterate to the end together.
 
-        kinds: of "weights", "exp_avg", "exp_avg_sq", "ema".
+        kind: "weights", "exp_avg", "exp_avg_sq" or "ema". The tensors may be the engine's own: copy what you keep.
         """
+
+    def full_state(self, *kinds: str) -> dict[str, dict[str, Tensor]]:
+        """Whole fp32 tensors on every rank, by kind and parameter name."""
+        return {kind: dict(self.named_state(kind)) for kind in kinds}
 
     @abstractmethod
     def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
         """Continue from what `full_state` gave for all kinds after `steps` optimizer steps, on any engine."""
 
     def mean_over_ranks(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average scalars over all ranks in one collective."""
+        """Average scalars over all ranks in one collective: what is not finite on one is so on all."""
         values = torch.stack([value.float() for value in terms.values()])
         if self.world.size > 1:
             dist.all_reduce(values)
             values /= self.world.size
         return dict(zip(terms, values.unbind(), strict=True))
+
+
+def is_invalid(*values: Tensor) -> Tensor:
+    """1.0 unless every scalar is finite, as a float32 scalar on the device."""
+    return 1.0 - torch.stack([value.float() for value in values]).isfinite().all().float()
 
 
 def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,131 +1,131 @@
 """The training loop: one function, read from top to bottom."""
 
-import itertools
-from collections.abc import Iterator
+import io
+import json
+import logging
+import math
 from functools import partial
-from pathlib import Path
 
-import torch.distributed as dist
+import torch
 
-from data.batch import Batch
-from data.config import DataConfig
-from data.errors import UserError
-from data.index import Index, load_index, prepare_command
-from data.stream import Stream, prefetch
-from model.masks import local_positions
+from data.stream import Stream
 from model.task import BigLearnTask
-from trainer.build import build_engine, build_task
-from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trainer.build import build_parts, micro_batches, refuse_damage, step_inputs
+from trainer.checkpoint import State
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Config
-from trainer.engine import Engine
 from trainer.evaluation import evaluate
+from trainer.files import write_aside
 from trainer.metrics import JsonLines, Metrics, NonFiniteError, ProgressBar, require_finite
-from trainer.optimizer import AdamWithAverage, ema_decay, learning_rate
 from trainer.pictures import draw_sheet
+from trainer.resume import identity, restore
 from trainer.run_directory import RunDirectory
+from trainer.stop import StopRequest
 from trainer.world import World
 
-KINDS = ("weights", *AdamWithAverage.STATE)
+log = logging.getLogger(__name__)
 
 
-def train(config: Config, world: World, run: RunDirectory, resume: bool) -> dict:
+def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: StopRequest) -> dict:
     """Train to config.total_images and return the summary that also stands in reports/summary.json.
 
-    resume: continue from the newest checkpoint when there is one. Every rank calls this.
+    resume: continue from the newest whole checkpoint when there is one. When `stop` is asked for on any rank, all
+    write a checkpoint after the step and return; the summary names the signal as `stopped_by`. Every rank calls
+    this. Raises NonFiniteError and UserError on all ranks together.
     """
     # What is trained, and on what.
-    task = build_task(config)
-    config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
-    index = open_index(config.data)
-    train_stream, test_stream = (
-        Stream(
-            index,
-            config.data.shards,
-            split,
-            patch_size=config.data.patch_size,
-            seed=seed,
-            device=world.device,
-            memory_bytes=config.data.memory_bytes,
-        )
-        for split, seed in (("train", config.seed), ("test", None))  # the test images in file order
-    )
-    engine = build_engine(config, task, world)
-    evaluated_task = build_task(config).to(world.device).requires_grad_(False)
+    parts = build_parts(config, world)
+    engine, task, train_stream, test_stream = parts.engine, parts.copy, parts.train_stream, parts.test_stream
 
-    # Resume: 1. verify and read the checkpoint; 2. weights, average and moments; 3. the two integers that fix the
-    # order of the data, the masks, the noise, the plan and the learning rate; 4. logs, without what is made again.
-    identity = _identity(config, index)
-    images = step = 0
-    newest = run.newest_checkpoint() if resume else None
-    if newest:
-        checkpoint = load_checkpoint(newest)
-        _refuse_another(identity, checkpoint.state, newest)
-        engine.load_full_state(checkpoint.tensors, checkpoint.state["step"])
-        images, step = checkpoint.state["images"], checkpoint.state["step"]
-    dist.barrier()
+    with world.agreed():
+        if world.is_main:
+            run.acquire(resume)
+
+    # Where it goes on: the order of a resume is numbered in trainer/resume.py.
+    shared = identity(config, parts.index)
+    state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
+    images, step = state.images, state.step
+    bar = ProgressBar(images, config.total_images, shown=world.is_main)
     sinks, evaluations = [], []
-    if world.is_main:
-        run.create(config)
-        bar = ProgressBar(images, config.total_images)
-        sinks = [JsonLines(run.metrics, images), bar]
-        evaluations = [JsonLines(run.evaluations, images - 1)]  # the evaluation at this point is made again below
-    metrics = Metrics(config.metrics, images, sinks)
+    with world.agreed():
+        if world.is_main:
+            run.create(config, images)
+            sinks = [JsonLines(run.metrics, images), bar]
+            evaluations = [JsonLines(run.evaluations, images)]
+    world.require_same(run_id=run.read_id())  # all see the one folder
+    metrics = Metrics(config.metrics, images, sinks, state.skipped_steps)
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes)
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
         with metrics.phase("evaluation"):
-            evaluated_task.load_state_dict(engine.full_state("ema")["ema"])
-            values = evaluate(evaluated_task, test_stream, config.evaluate, world)
-            line = {"step": step, "images": images, **values}
-            require_finite(line)
+            task.load_state_dict(engine.full_state("ema")["ema"])
+            values = {"step": step, "images": images, **evaluate(task, test_stream, config.evaluate, world)}
+            require_finite(values)
             for sink in evaluations:
-                sink(line)
-            if with_picture and world.is_main and isinstance(evaluated_task, BigLearnTask):
-                title = f"{config.method}, {config.model.mask_tokens}: {images:,} training images, "
-                title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
-                draw_sheet(evaluated_task, test_stream, config.data.patch_size, title).save(run.picture(images))
+                sink(values)
+            if with_picture and world.is_main and isinstance(task, BigLearnTask):
+                _draw(task, test_stream, config, values, run)
         return values
 
-    values = look(with_picture=not images)
     start_images = images
-    batches = _batches(train_stream, config, images, task.groups, world)
-    while images < config.total_images:
-        plan = task.plans[step % len(task.plans)]
-        rate = learning_rate(
-            config.optimizer, config.schedule, images, config.train.batch_size, config.train.total_images
-        )
-        decay = ema_decay(config.optimizer, images, config.train.batch_size)
-        with metrics.phase("data"):
-            micro_batches = list(itertools.islice(batches, config.train.accumulation_steps))
-        with metrics.phase("step"):
-            terms = engine.step(micro_batches, plan, rate, decay)
-        before, images, step = images, images + config.train.batch_size, step + 1
-        metrics.record_step(step, images, terms, learning_rate=rate)
+    (stopped,) = world.max_over_ranks(stop.signal_name is not None)
+    values = world.broadcast(run.evaluation(images) if world.is_main else None)
+    with writer, bar:
+        if values is None and not stopped and (images == 0 or images >= config.total_images):
+            values = look(with_picture=not images)
+        batches = micro_batches(train_stream, config, images, task.groups, world)
+        while images < config.total_images and not stopped:
+            plan, rate, decay = step_inputs(config, task.plans, images, step)
+            with metrics.phase("data"):
+                batches_of_step = next(batches)
+            with metrics.phase("step"):
+                terms = engine.step(batches_of_step, plan, rate, decay)
+            before, images, step = images, images + config.train.batch_size, step + 1
 
-        due = partial(_is_due, before=before, images=images, total_images=config.total_images)
-        if due(config.train.checkpoint_every_images):
-            metrics.flush()  # numbers that are not finite never get into a checkpoint
-        if due(config.evaluate.every_images) or due(config.evaluate.picture_every_images):
-            values = look(with_picture=due(config.evaluate.picture_every_images))
-        if due(config.train.checkpoint_every_images):
-            with metrics.phase("checkpoint"):
-                _save(engine, config, run, {"images": images, "step": step, "identity": identity})
-    metrics.flush()
-    if world.is_main:
-        bar.close()
+            # What one rank knows and all act on.
+            damaged = max(len(train_stream.damaged), len(test_stream.damaged))
+            stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
+            due = partial(_is_due, before=before, images=images, total_images=config.total_images)
+            with_checkpoint = stopped or due(config.checkpoint.every_images)
+            metrics.record_step(step, images, terms, learning_rate=rate, damaged_images=damaged)
+            if with_checkpoint:
+                metrics.flush()
+            if writer.is_pending and not writing:
+                writer.finish()
+            if damaged > config.data.max_damaged:
+                with world.agreed():
+                    refuse_damage(config.data, train_stream, test_stream)
+            if len(metrics.last_skipped) >= config.train.max_skipped_steps:
+                writer.finish()
+                raise _non_finite(metrics.last_skipped, train_stream, config, run, world)
+
+            if not stopped and (due(config.evaluate.every_images) or due(config.evaluate.picture_every_images)):
+                values = look(with_picture=due(config.evaluate.picture_every_images))
+            if with_checkpoint:
+                with metrics.phase("checkpoint"):
+                    score = task.score(values) if values and values["images"] == images else None
+                    skipped = metrics.skipped_steps
+                    writer.start(State(images=images, step=step, skipped_steps=skipped, score=score, identity=shared))
+        metrics.flush()
+    with world.agreed():
+        writer.refuse_failure()
     seconds = metrics.training_seconds
     return {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
-        "parameters": sum(p.numel() for p in evaluated_task.parameters()),
+        "parameters": sum(p.numel() for p in task.parameters()),
         "engine": config.engine.name,
         "world_size": world.size,
         "steps": step,
         "images": images,
+        "skipped_steps": metrics.skipped_steps,
+        "damaged_images": len(train_stream.damaged) + len(test_stream.damaged),
         "training_seconds": round(seconds, 3),  # of this process, without evaluation and checkpoints
         "images_per_second": round((images - start_images) / seconds, 1) if seconds else None,
-        "before": run.first_evaluation() if world.is_main else None,
+        "before": run.evaluation(),
         "after": values,
+        "stopped_by": next((name for name in world.gather(stop.signal_name) if name), None) if stopped else None,
     }
 
 
@@ -134,62 +134,44 @@ def _is_due(every: int, *, before: int, images: int, total_images: int) -> bool:
     return images >= total_images or bool(every and images // every > before // every)
 
 
-def open_index(data: DataConfig) -> Index:
-    """The index of the shards, which must hold what the configuration says."""
-    index = load_index(data.shards, data.source)
-    if index.image_shape[0] != data.image_size:
-        size, here = data.image_size, index.image_shape[0]
-        mend = prepare_command(data.source, f"{data.shards}_{size}", f"--image-size {size}")
-        raise UserError(
-            f"{data.shards} holds images of {here} pixels, data.image_size is {size}: write others with {mend}"
-        )
-    if data.code_dim:
-        raise UserError(f"{data.shards} holds pixels, data.code_dim asks for codes: set data.code_dim=null")
-    return index
-
-
-def _batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[Batch]:
-    """The micro-batches of this rank, endlessly, from the position `images` of the training sequence on."""
-    size, accumulation = config.train.batch_size, config.train.accumulation_steps
-    positions = (
-        local_positions(first, size, groups, micro * world.size + world.rank, accumulation * world.size)
-        for first in itertools.count(images, size)
-        for micro in range(accumulation)
-    )
-    return prefetch(stream.read, positions, config.data.workers)
-
-
-def _identity(config: Config, index: Index) -> dict:
-    """What a checkpoint and the run that goes on from it must have in common."""
-    return {
-        "method": config.method,
-        "seed": config.seed,
-        "patch_size": config.data.patch_size,
-        "data_checksum": index.checksum,
-        **{
-            f"{name}.{key}": value
-            for name, section in (("model", config.model), ("objective", config.objective))
-            for key, value in section.model_dump(mode="json").items()
-        },
+def _non_finite(skipped: list[dict], stream: Stream, config: Config, run: RunDirectory, world: World) -> NonFiniteError:
+    """The error for steps that were skipped in a row, of which rank 0 leaves a report."""
+    first, last_position = skipped[0], skipped[0]["images"] - 1
+    first_position = first["images"] - config.train.batch_size
+    terms = {name: first[name] for name in ("loss", "reconstruction", "kl", "gradient_norm") if name in first}
+    newest = run.newest_checkpoint()
+    path = run.reports / f"non-finite-step-{first['step']:09d}.json"
+    report = {
+        "skipped": [{name: _written(value) for name, value in line.items()} for line in skipped],
+        "first_position": first_position,
+        "data_set_indices": stream.order(torch.arange(first_position, last_position + 1)).tolist(),
+        "last_good_checkpoint": str(newest) if newest else None,
     }
+    if world.is_main:
+        try:
+            write_aside(path, json.dumps(report, indent=1).encode())
+        except OSError as error:
+            log.warning("%s could not be written: %s", path, error.strerror)
+    return NonFiniteError(
+        f"{len(skipped)} steps in a row are not finite, the first is step {first['step']} "
+        f"({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}) on the images {first_position:,} to "
+        f"{last_position:,} of the sequence, which {path} lists; the last good checkpoint is {newest or 'none'}; "
+        f"look closer with `python launch/replay.py --run {run.path} --step {first['step']}`"
+    )
 
 
-def _refuse_another(identity: dict, state: dict, path: Path) -> None:
-    """UserError that names what differs when a checkpoint belongs to another model or other data."""
-    saved = state["identity"]
-    differ = [
-        f"{name} {saved.get(name)} there, {value} here" for name, value in identity.items() if saved.get(name) != value
-    ]
-    if differ:
-        raise UserError(f"{path} is of another run ({'; '.join(differ)}): choose another run_dir=...")
+def _written(value: float) -> float | str:
+    """JSON knows no infinity and no nan."""
+    return value if math.isfinite(value) else str(value)
 
 
-def _save(engine: Engine, config: Config, run: RunDirectory, state: dict) -> None:
-    """Gather the whole state on all ranks; rank 0 writes it."""
-    tensors = engine.full_state(*KINDS)
-    for kind, of_kind in tensors.items():  # the same on all ranks
-        if not all(value.isfinite().all() for value in of_kind.values()):
-            raise NonFiniteError(f"{kind} are not finite at step {state['step']}")
-    if engine.world.is_main:
-        save_checkpoint(run.checkpoints, Checkpoint(tensors, state), config.checkpoint.keep)
-    dist.barrier()
+def _draw(task: BigLearnTask, stream: Stream, config: Config, values: dict, run: RunDirectory) -> None:
+    """The sheet of what the model can do; a disk that refuses it does not end the run."""
+    title = f"{config.method}, {config.model.mask_tokens}: {values['images']:,} training images, "
+    title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
+    picture = io.BytesIO()
+    draw_sheet(task, stream, config.data.patch_size, title).save(picture, "png")
+    try:
+        write_aside(run.picture(values["images"]), picture.getvalue())
+    except OSError as error:
+        log.warning("the picture could not be written: %s", error.strerror)

@@ -1,6 +1,7 @@
 """What a run measures: one registry of names, one recorder, sinks that receive each step some steps late."""
 
 import json
+import logging
 import math
 import sys
 import time
@@ -16,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trainer.files import write_aside
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ REGISTRY = {
         Metric("elbo_conditional", "nats", "elbo of the groups with S not empty"),
         Metric("gradient_norm", "1", "L2 norm of the gradient before clipping"),
         Metric("learning_rate", "1", "learning rate of the step"),
+        Metric("skipped_steps", "steps", "steps that changed nothing because a term or the gradient was not finite"),
+        Metric("damaged_images", "images", "damaged training images met by the rank that met most"),
         Metric("images_per_second", "images/s", "training speed between this line and the last"),
         Metric("seconds_data", "s", "time this rank waited for data since the last line"),
         Metric("seconds_step", "s", "time in steps since the last line"),
@@ -57,7 +62,7 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class NonFiniteError(Exception):
-    """A measured number is not finite any more; commands exit with code 3."""
+    """Numbers are not finite any more; commands exit with code 3."""
 
 
 def require_finite(line: dict) -> None:
@@ -70,11 +75,15 @@ def require_finite(line: dict) -> None:
 class Metrics:
     """Takes the terms of every step and hands them, read from the device some steps late, to every sink.
 
-    A sink is a function of one dict: names of REGISTRY to numbers.
+    A sink is a function of one dict: names of REGISTRY to numbers, None for what is not finite in a skipped step.
+
+    skipped_steps: of the whole run. last_skipped: the lines of the skipped steps since the last that was not, with
+    their numbers as they were. All ranks see the same.
     """
 
-    def __init__(self, config: MetricsConfig, images: int, sinks: list[Callable[[dict], None]]):
+    def __init__(self, config: MetricsConfig, images: int, sinks: list[Callable[[dict], None]], skipped_steps: int = 0):
         self.steps_late, self.sinks = config.steps_late, sinks
+        self.skipped_steps, self.last_skipped = skipped_steps, []
         self._pending: deque[dict] = deque()
         self.training_seconds = 0.0  # wall time without evaluation and checkpoints
         self._seconds: Counter[str] = Counter()
@@ -106,38 +115,62 @@ class Metrics:
     def _drain(self, keep: int) -> None:
         while len(self._pending) > keep:
             line = self._pending.popleft()
-            unknown = line.keys() - REGISTRY.keys()
-            assert not unknown, f"not in the registry: {unknown}"
             tensors = [name for name, value in line.items() if isinstance(value, Tensor)]
             numbers = torch.stack([line[name] for name in tensors]).tolist()  # one transfer for all terms
             line.update(zip(tensors, numbers, strict=True))
-            require_finite(line)
+            if line.pop("skipped"):
+                self.skipped_steps += 1
+                self.last_skipped.append(dict(line))
+                line = {name: value if math.isfinite(value) else None for name, value in line.items()}
+            else:
+                self.last_skipped.clear()
+                require_finite(line)
+            line["skipped_steps"] = self.skipped_steps
+            unknown = line.keys() - REGISTRY.keys()
+            assert not unknown, f"not in the registry: {unknown}"
             for sink in self.sinks:
                 sink(line)
 
 
 class JsonLines:
-    """A sink and a log: one JSON object a line. Lines after `images`, of steps that are made again, are dropped."""
+    """A sink and a log: one JSON object a line. Lines after `images`, of steps that are made again, are dropped.
+
+    What a full disk refuses waits in memory and is written with a later line.
+    """
 
     def __init__(self, path: Path, images: int):
-        kept = [line for line in _whole_lines(path) if json.loads(line)["images"] <= images]
-        write_aside(path, "".join(kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self.path = path
+        kept = [line for line in read_lines(path) if line["images"] <= images]
+        write_aside(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def __call__(self, line: dict) -> None:
-        rounded = {k: float(f"{v:.6g}") if k.startswith(_ROUNDED) else v for k, v in line.items()}
-        self._file.write(json.dumps(rounded, allow_nan=False) + "\n")
-        self._file.flush()
+        rounded = {k: float(f"{v:.6g}") if v and k.startswith(_ROUNDED) else v for k, v in line.items()}
+        refused_before = bool(self._waiting)
+        self._waiting += (json.dumps(rounded, allow_nan=False) + "\n").encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not refused_before:
+                log.warning("%s: %s; its lines wait in memory", self.path, error.strerror)
 
 
 _ROUNDED = ("seconds_", "images_per_second")  # losses keep every digit
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a log, without a last one that a killed process left unfinished."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a log, but for those that are none, as a killed process may leave the last one."""
+    lines = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("images"), int):
+            lines.append(line)
+    return lines
 
 
 _PAUSE = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets a line now and then
@@ -152,15 +185,25 @@ def progress(portions: Sequence, name: str, *, shown: bool) -> Iterable:
 class ProgressBar:
     """A sink: images done, images/s, time left, and the ELBO, on standard error."""
 
-    def __init__(self, images: int, total_images: int):
-        self._bar = tqdm(initial=images, total=total_images, unit="img", unit_scale=True, desc="train", **_INTERVALS)
+    def __init__(self, images: int, total_images: int, *, shown: bool):
+        self._bar = tqdm(
+            initial=images,
+            total=total_images,
+            unit="img",
+            unit_scale=True,
+            desc="train",
+            disable=not shown,
+            **_INTERVALS,
+        )
 
     def __call__(self, line: dict) -> None:
-        shown = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line} or {
-            "loss": f"{line['loss']:.4g}"
-        }
-        self._bar.set_postfix(shown, refresh=False)
+        if line["loss"] is not None:
+            terms = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line}
+            self._bar.set_postfix(terms or {"loss": f"{line['loss']:.4g}"}, refresh=False)
         self._bar.update(line["images"] - self._bar.n)
 
-    def close(self) -> None:
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._bar.close()

@@ -52,6 +52,9 @@ class AdamWithAverage(torch.optim.AdamW):
 
     As a part of the optimizer's state the average is in fp32 and is sharded, gathered, saved and loaded with the
     moments in every ZeRO stage. Each parameter group carries `ema_decay`, set before a step like `lr`.
+
+    skip_if(1.0), a scalar on the device, makes the coming step leave weights, moments and average as they are,
+    without the host ever reading it.
     """
 
     STATE = ("exp_avg", "exp_avg_sq", "ema")
@@ -68,10 +71,15 @@ class AdamWithAverage(torch.optim.AdamW):
             fused=True,
         )
         self.set_rates(0.0, 0.0)
+        self.skip_if(torch.zeros((), device=decayed[0].device))
 
     def set_rates(self, lr: float, decay: float) -> None:
         for group in self.param_groups:
             group["lr"], group["ema_decay"] = lr, decay
+
+    def skip_if(self, skipped: torch.Tensor) -> None:
+        """Whether the coming step is skipped: float32 scalar, 0 or 1."""
+        self.found_inf = skipped  # the name by which torch's fused kernel asks for it
 
     def create_state(self, params, steps: int = 0) -> None:
         """The state of an optimizer that has made `steps` steps: zero moments, the average at the weights."""
@@ -90,5 +98,7 @@ class AdamWithAverage(torch.optim.AdamW):
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 averages = [self.state[p]["ema"] for p in params]
-                torch._foreach_lerp_(averages, params, 1.0 - group["ema_decay"])
+                ahead = torch._foreach_sub(params, averages)
+                torch._foreach_mul_(ahead, (1.0 - self.found_inf) * (1.0 - group["ema_decay"]))
+                torch._foreach_add_(averages, ahead)
         return loss

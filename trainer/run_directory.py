@@ -1,16 +1,24 @@
 """The folder of one run: what it was asked, what it measured, what it learned.
 
-config.yaml  run.json  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
+config.yaml  run.json  lock  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
 """
 
+import errno
+import fcntl
 import json
+import logging
+import os
+import socket
 import uuid
 from pathlib import Path
 
 from data.errors import UserError
-from trainer.checkpoint import list_checkpoints
+from trainer.checkpoint import list_checkpoints, remove_leftovers
 from trainer.config import Config, dump_config
 from trainer.files import write_aside
+from trainer.metrics import read_lines
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -22,29 +30,83 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.samples, self.reports = self.path / "samples", self.path / "reports"
 
-    def refuse_unless_new(self) -> None:
+    def refuse_present(self) -> None:
         """A run is never written over."""
-        if (self.path / "run.json").exists():
+        if self._identity.exists():
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume auto, or choose another run_dir=..."
             )
+
+    def acquire(self, resume: bool) -> None:
+        """Make the folder and keep every other run out of it until this process ends. Call on one rank.
+
+        The kernel holds the lock and drops it with the process, however it ends. Raises UserError when another run
+        is at work here, or when there is one to resume and `resume` is not set.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read(200).strip() or "another process"
+            raise UserError(
+                f"{self.path} is in use by {owner}: wait for it, stop it, or choose another run_dir=..."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            log.warning("%s lies on a file system without locks: see that no two runs use it", self.path)
+        if not resume:
+            self.refuse_present()
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+        remove_leftovers(self.checkpoints)
+
+    def create(self, config: Config, images: int) -> None:
+        """Make the folders, store the resolved configuration and, once, the run's id. Call on one rank.
+
+        images: where the run goes on; a configuration that differed until there stays beside the new one.
+        """
+        for folder in (self.checkpoints, self.samples, self.reports):
+            folder.mkdir(exist_ok=True)
+        content = dump_config(config).encode()
+        if not self._identity.exists():
+            write_aside(self._identity, json.dumps({"id": uuid.uuid4().hex}).encode())
+        elif self.config.exists() and (before := self.config.read_bytes()) != content:
+            write_aside(self.path / f"config-until-{images:012d}.yaml", before)
+        write_aside(self.config, content)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _identity(self) -> Path:
+        return self.path / "run.json"
+
+    def read_id(self) -> str | None:
+        """What tells this run from every other; None where its folder cannot be seen."""
+        try:
+            return json.loads(self._identity.read_bytes())["id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def newest_checkpoint(self) -> Path | None:
         found = list_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
-    def create(self, config: Config) -> None:
-        """Make the folders, store the resolved configuration and, once, the run's id. Call on one rank."""
-        for folder in (self.checkpoints, self.samples, self.reports):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_aside(self.path / "config.yaml", dump_config(config).encode())
-        if not (self.path / "run.json").exists():
-            write_aside(self.path / "run.json", json.dumps({"id": uuid.uuid4().hex}).encode())
-
     def picture(self, images: int) -> Path:
         return self.samples / f"img-{images:012d}.png"
 
-    def first_evaluation(self) -> dict:
-        """The evaluation before the first step."""
-        with self.evaluations.open(encoding="utf-8") as file:
-            return json.loads(file.readline())
+    def lines(self) -> list[dict]:
+        """What was measured in each step."""
+        return read_lines(self.metrics)
+
+    def evaluation(self, images: int | None = None) -> dict | None:
+        """What was measured at this point, or before the first step; None if nothing was."""
+        lines = read_lines(self.evaluations)
+        if images is None:
+            return lines[0] if lines else None
+        return next((line for line in reversed(lines) if line["images"] == images), None)

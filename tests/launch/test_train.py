@@ -1,46 +1,11 @@
 """launch/train.py as a person starts it: engines, launchers, resume, exit codes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.trainer.conftest import TINY
-
-BIN = Path(sys.executable).parent
-
-
-@pytest.fixture(scope="module")
-def tiny_file(tmp_path_factory, digits_shards) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"shards": str(digits_shards)}}))
-    return path
-
-
-def start(root: Path, *command) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return subprocess.run(
-        [str(part) for part in command], cwd=root, capture_output=True, text=True, timeout=300,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def reference(root, tiny_file, tmp_path_factory) -> Path:
-    """A run by plain python and Accelerate, one process."""
-    run = tmp_path_factory.mktemp("reference") / "run"
-    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={run}")
-    assert done.returncode == 0, done.stderr
-    assert "test BigLearnELBO" in done.stdout
-    return run
+from tests.launch.conftest import losses
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -55,61 +20,25 @@ def test_a_run_leaves_what_it_promises(reference):
     assert summary["after"]["biglearn_elbo"] > summary["before"]["biglearn_elbo"]
 
 
-LAUNCHERS = {
-    "deepspeed, 1 process": (["deepspeed", "launch/train.py"], ["engine.name=deepspeed"]),
-    "deepspeed, 2 processes": (["deepspeed", "--num_gpus", "2", "launch/train.py"], ["engine.name=deepspeed"]),
-    "torchrun, 2 processes": (["torchrun", "--nproc-per-node", "2", "launch/train.py"], []),
-    "accelerate launch, 2 processes": (  # as a module: the `accelerate` command imports timm, see model/timm_layers.py
-        ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "launch/train.py"], [],
-    ),
-    "python and deepspeed's engine": (["python", "launch/train.py"], ["engine.name=deepspeed"]),
-    "torchrun, 2 processes, accumulation": (
-        ["torchrun", "--nproc-per-node", "2", "launch/train.py"], ["train.accumulation_steps=2"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_every_launcher_and_engine_gives_the_same_losses(root, tiny_file, tmp_path, reference, launcher):
-    (program, *rest), overrides = LAUNCHERS[launcher]
-    run = tmp_path / "run"
-    done = start(root, BIN / program, *rest, "--config", tiny_file, f"run_dir={run}", *overrides)
-    assert done.returncode == 0, done.stderr
-    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
-    evaluated = [json.loads((r / "evaluations.jsonl").read_text().splitlines()[-1]) for r in (run, reference)]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4)
-
-
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
-def test_a_resumed_run_goes_on_bit_for_bit(root, tiny_file, tmp_path, engine):
+def test_a_resumed_run_goes_on_bit_for_bit(start, tiny_file, tmp_path, engine):
     """Stopped in the middle of an accumulation of epochs and started again: the same losses, each once."""
     schedule = ["schedule.name=cosine", "schedule.warmup_images=32", "evaluate.every_images=32"]
-    common = ["--config", tiny_file, f"engine.name={engine}", "train.checkpoint_every_images=32", *schedule]
-    command = [sys.executable, "launch/train.py", *common]
+    common = ["--config", tiny_file, f"engine.name={engine}", *schedule]
+    command = ["python", "launch/train.py", *common]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start(root, *command, f"run_dir={whole}").returncode == 0
+    assert start(*command, f"run_dir={whole}").returncode == 0
     for steps in (2, 5, 6):
-        assert start(root, *command, f"run_dir={parts}", f"train.max_steps={steps}", "--resume", "auto").returncode == 0
+        assert start(*command, f"run_dir={parts}", f"train.max_steps={steps}", "--resume", "auto").returncode == 0
     assert losses(parts) == losses(whole)
     evaluated = [[json.loads(line) for line in (r / "evaluations.jsonl").open()] for r in (whole, parts)]
     assert evaluated[0][-1] == evaluated[1][-1]
     assert [line["images"] for line in evaluated[1]] == [0, 32, 64, 80, 96]  # each once; 80 is a start of its own
 
 
-def test_a_checkpoint_resumes_on_the_other_engine_and_on_more_ranks(root, tiny_file, tmp_path, reference):
-    run = tmp_path / "run"
-    command = ["--config", tiny_file, f"run_dir={run}", "--resume", "auto"]
-    assert start(root, sys.executable, "launch/train.py", *command, "train.max_steps=3").returncode == 0
-    more = [BIN / "deepspeed", "--num_gpus", "2", "launch/train.py", *command, "engine.name=deepspeed"]
-    assert start(root, *more, "engine.zero_stage=2", "train.max_steps=5").returncode == 0
-    assert start(root, sys.executable, "launch/train.py", *command).returncode == 0
-    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
-
-
-def test_dry_run_counts_and_touches_nothing(root, tmp_path):
-    command = [sys.executable, "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
-    done = start(root, *command, f"run_dir={tmp_path / 'run'}", "data.shards=nowhere")
+def test_dry_run_counts_and_touches_nothing(start, tmp_path):
+    command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
+    done = start(*command, f"run_dir={tmp_path / 'run'}", "data.shards=nowhere")
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts == counts | {
@@ -122,17 +51,17 @@ def test_dry_run_counts_and_touches_nothing(root, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_dry_run_finds_a_damaged_index(root, tmp_path):
+def test_dry_run_finds_a_damaged_index(start, tmp_path):
     (tmp_path / "index.json").write_text("{")
-    command = [sys.executable, "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
-    done = start(root, *command, f"data.shards={tmp_path}")
+    command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
+    done = start(*command, f"data.shards={tmp_path}")
     assert done.returncode == 2
     assert "index.json is damaged" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["celeba_base", "celeba_patchae"])
-def test_dry_run_builds_the_two_stages_of_celeba(root, name):
-    done = start(root, sys.executable, "launch/train.py", "--config", f"configs/{name}.yaml", "--dry-run")
+def test_dry_run_builds_the_two_stages_of_celeba(start, name):
+    done = start("python", "launch/train.py", "--config", f"configs/{name}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["parameters_millions_2_20"] == {"celeba_base": 89.9421, "celeba_patchae": 2.3193}[name]
@@ -152,49 +81,49 @@ def test_dry_run_builds_the_two_stages_of_celeba(root, name):
         (["objective.s_beta=[0,3]"], "objective.s_beta.0: Input should be greater than 0"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(root, tiny_file, tmp_path, arguments, cause_and_mend):
-    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", *arguments]
-    done = start(root, *command)
+def test_mistakes_are_one_line_and_exit_code_2(start, tiny_file, tmp_path, arguments, cause_and_mend):
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", *arguments]
+    done = start(*command)
     assert done.returncode == 2
     assert cause_and_mend in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert "Traceback" in start(root, *command, "--debug").stderr
+    assert "Traceback" in start(*command, "--debug").stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_the_deepspeed_launcher_hands_on_the_exit_code(root, tiny_file):
-    assert start(root, BIN / "deepspeed", "launch/train.py", "--config", tiny_file, "nokey=1").returncode == 2
+def test_the_deepspeed_launcher_hands_on_the_exit_code(start, tiny_file):
+    assert start("deepspeed", "launch/train.py", "--config", tiny_file, "nokey=1").returncode == 2
 
 
-def test_a_damaged_index_is_named(root, tiny_file, tmp_path, digits_shards):
+def test_a_damaged_index_is_named(start, tiny_file, tmp_path, digits_shards):
     (tmp_path / "index.json").write_text((digits_shards / "index.json").read_text()[:-9])
-    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"data.shards={tmp_path}")
+    done = start("python", "launch/train.py", "--config", tiny_file, f"data.shards={tmp_path}")
     assert done.returncode == 2
     assert str(tmp_path / "index.json") in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_run_is_never_written_over(root, tiny_file, reference):
+def test_a_run_is_never_written_over(start, tiny_file, reference):
     before = (reference / "metrics.jsonl").read_text()
-    done = start(root, sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}")
+    done = start("python", "launch/train.py", "--config", tiny_file, f"run_dir={reference}")
     assert done.returncode == 2
     assert "--resume auto" in done.stderr
     assert (reference / "metrics.jsonl").read_text() == before
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_the_differences_named(root, tiny_file, reference):
-    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
+def test_a_checkpoint_of_another_run_is_refused_and_the_differences_named(start, tiny_file, reference):
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
     before = (reference / "config.yaml").read_text()
-    done = start(root, *command, "seed=1", "model.mask_tokens=dense")
+    done = start(*command, "seed=1", "model.mask_tokens=dense")
     assert done.returncode == 2
     assert "seed 0 there, 1 here; model.mask_tokens query_only there, dense here" in done.stderr
     assert (reference / "config.yaml").read_text() == before
 
 
-def test_a_finished_run_is_left_as_it_is(root, tiny_file, reference):
+def test_a_finished_run_is_left_as_it_is(start, tiny_file, reference):
     summary = (reference / "reports/summary.json").read_text()
-    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
-    done = start(root, *command)
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={reference}", "--resume", "auto"]
+    done = start(*command)
     assert done.returncode == 0, done.stderr
     assert "test BigLearnELBO" in done.stdout
     assert (reference / "reports/summary.json").read_text() == summary
@@ -202,17 +131,17 @@ def test_a_finished_run_is_left_as_it_is(root, tiny_file, reference):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20])  # the weights alone; the last losses; losses that are still pending
-def test_numbers_that_are_not_finite_end_with_exit_code_3(root, tiny_file, tmp_path, steps):
-    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
-    done = start(root, *command, "optimizer.learning_rate=1e30", f"train.total_images={16 * steps}")
+def test_numbers_that_are_not_finite_end_with_exit_code_3(start, tiny_file, tmp_path, steps):
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
+    done = start(*command, "optimizer.learning_rate=1e30", f"train.total_images={16 * steps}")
     assert done.returncode == 3
     assert "at step" in done.stderr
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert "NaN" not in (tmp_path / "run/evaluations.jsonl").read_text()
 
 
-def test_the_embedded_data_set_is_written_when_absent(root, tiny_file, tmp_path):
-    command = [sys.executable, "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
-    done = start(root, *command, f"data.shards={tmp_path / 'digits'}", "train.max_steps=1")
+def test_the_embedded_data_set_is_written_when_absent(start, tiny_file, tmp_path):
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}"]
+    done = start(*command, f"data.shards={tmp_path / 'digits'}", "train.max_steps=1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "digits/index.json").exists()

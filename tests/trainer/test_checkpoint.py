@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, and never believed unchecked."""
+"""Checkpoints: complete or absent, kept by a policy, and never believed unchecked."""
 
 import hashlib
 import json
@@ -7,90 +7,163 @@ import pytest
 import torch
 
 from data.errors import UserError
-from trainer.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from trainer.run_directory import RunDirectory
+from trainer.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    State,
+    complete,
+    list_checkpoints,
+    load_checkpoint,
+    newest_whole,
+    remove_leftovers,
+    remove_others,
+    start_writing,
+    write_part,
+)
+
+KINDS = ("weights", "ema", "exp_avg", "exp_avg_sq")
 
 
-def checkpoint(images: int) -> Checkpoint:
-    tensors = {
-        kind: {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3)}
-        for kind in ("weights", "ema", "exp_avg", "exp_avg_sq")
-    }
-    return Checkpoint(tensors, {"images": images, "step": images // 8, "seed": 0})
+def checkpoint(images: int, score: float | None = None) -> Checkpoint:
+    tensors = {kind: {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3)} for kind in KINDS}
+    return Checkpoint(tensors, State(images=images, step=images // 8, score=score, identity={"seed": 0}))
 
 
-def test_round_trip(tmp_path):
+def save(directory, saved: Checkpoint, parts: int = 1):
+    aside = start_writing(directory, saved.state.images)
+    fingerprints = {}
+    for part in range(parts):
+        mine = {kind: dict(list(saved.tensors[kind].items())[part::parts]) for kind in KINDS}
+        fingerprints |= write_part(aside, mine, part, parts)
+    return complete(aside, saved.state, fingerprints)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])  # of three, one is empty
+def test_round_trip(tmp_path, parts):
     saved = checkpoint(640)
-    path = save_checkpoint(tmp_path, saved, keep=2)
+    path = save(tmp_path, saved, parts)
     assert path.name == "img-000000000640"
-    assert sorted(p.name for p in path.iterdir()) == [
-        "ema.safetensors", "manifest.json", "optimizer.safetensors", "state.json", "weights.safetensors",
-    ]  # fmt: skip
+    assert len(list(path.iterdir())) == 2 + 3 * parts
     loaded = load_checkpoint(path)
-    assert loaded.state == {"format": 1, **saved.state}
-    assert loaded.tensors.keys() == saved.tensors.keys()
+    assert loaded.state == saved.state
     for kind, tensors in saved.tensors.items():
+        assert loaded.tensors[kind].keys() == tensors.keys()
         for name, value in tensors.items():
             assert torch.equal(loaded.tensors[kind][name], value)
 
 
-def test_the_last_ones_stay(tmp_path):
-    for images in (8, 16, 24, 32):
-        save_checkpoint(tmp_path, checkpoint(images), keep=2)
-    assert [path.name[-2:] for path in list_checkpoints(tmp_path)] == ["24", "32"]
+def kept(tmp_path, **policy) -> list[int]:
+    remove_others(tmp_path, CheckpointConfig(**policy))
+    return [int(path.name[4:]) for path in list_checkpoints(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "stay"),
+    [
+        ({"keep_last": 2, "keep_best": 0}, [56, 64]),
+        ({"keep_last": 1, "keep_best": 1}, [24, 64]),
+        ({"keep_last": 1, "keep_best": 2}, [24, 40, 64]),
+        ({"keep_last": 1, "keep_best": 0, "keep_every_images": 20}, [24, 40, 64]),
+        ({"keep_last": 3, "keep_best": 1, "keep_every_images": 30}, [24, 32, 48, 56, 64]),
+    ],
+)
+def test_the_policy_says_which_stay_whenever_it_is_applied(tmp_path, policy, stay):
+    scores = {24: -1.0, 40: -2.0, 16: -3.0, 64: -4.0}  # the others were not evaluated
+    for images in range(8, 72, 8):
+        save(tmp_path, checkpoint(images, scores.get(images)))
+        if images % 16 == 0:  # applied on the way, or not
+            kept(tmp_path, **policy)
+    assert kept(tmp_path, **policy) == stay
 
 
 def test_an_interrupted_one_is_no_checkpoint_and_does_no_harm(tmp_path):
-    save_checkpoint(tmp_path, checkpoint(8), keep=2)
-    half = tmp_path / ".writing-img-000000000016"
-    half.mkdir()
+    save(tmp_path, checkpoint(8))
+    half = start_writing(tmp_path, 16)
     (half / "weights.safetensors").write_bytes(b"half")
     (half / "of an older version").write_bytes(b"")
     assert len(list_checkpoints(tmp_path)) == 1
-    load_checkpoint(save_checkpoint(tmp_path, checkpoint(16), keep=2))
+    load_checkpoint(save(tmp_path, checkpoint(16)))
+    start_writing(tmp_path, 24)
+    remove_leftovers(tmp_path)
+    assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["08", "16"]
 
 
 @pytest.mark.parametrize(
     "name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
-@pytest.mark.parametrize("damage", ["truncated", "altered", "absent"])
-def test_damage_is_found_and_the_file_named(tmp_path, name, damage):
-    path = save_checkpoint(tmp_path, checkpoint(8), keep=2)
+@pytest.mark.parametrize("damage", ["truncated", "altered", "longer", "absent"])
+def test_damage_is_found_the_file_named_and_the_last_whole_one_used(tmp_path, name, damage):
+    earlier, path = save(tmp_path, checkpoint(8)), save(tmp_path, checkpoint(16))
     content = bytearray((path / name).read_bytes())
     if damage == "truncated":
         (path / name).write_bytes(content[: len(content) // 2])
     elif damage == "altered":
         content[len(content) // 2] ^= 1
         (path / name).write_bytes(content)
+    elif damage == "longer":
+        (path / name).write_bytes(content + content)
     else:
         (path / name).unlink()
-    with pytest.raises(UserError, match="img-000000000008") as refusal:
+    with pytest.raises(UserError, match="img-000000000016") as refusal:
         load_checkpoint(path)
     assert "\n" not in str(refusal.value)
+    used, _, faults = newest_whole(tmp_path)
+    assert used == earlier
+    if (name, damage) != ("manifest.json", "absent"):  # without a manifest it never was a checkpoint
+        assert faults == [str(refusal.value)]
+        assert f"{path}/{name}" in faults[0]
+
+
+def test_none_whole_is_an_error_and_none_at_all_is_not(tmp_path):
+    assert newest_whole(tmp_path) == (None, None, [])
+    (save(tmp_path, checkpoint(8)) / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
+        newest_whole(tmp_path)
+
+
+def test_the_newest_before_a_step(tmp_path):
+    paths = [save(tmp_path, checkpoint(images)) for images in (8, 1000, 24)]  # steps 1, 125, 3
+    assert [newest_whole(tmp_path, before_step=step)[0] for step in (200, 124, 3, 2, 0)] == [
+        paths[1], paths[2], paths[2], paths[0], None,
+    ]  # fmt: skip
+
+
+def forge(path, name: str, content: bytes) -> None:
+    """Another content of a file, with a manifest that agrees."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    path = save_checkpoint(tmp_path, checkpoint(8), keep=2)
+    path = save(tmp_path, checkpoint(8))
     state = json.loads((path / "state.json").read_text())
-    content = json.dumps(state | {"format": 99}).encode()
-    (path / "state.json").write_bytes(content)
+    forge(path, "state.json", json.dumps(state | {"format": 99}).encode())
+    with pytest.raises(UserError, match="format 99, this version reads 2"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "weights.pt", "extra.safetensors"])
+def test_a_manifest_that_names_other_files_is_refused(tmp_path, name):
+    path = save(tmp_path, checkpoint(8))
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest[name] = manifest["ema.safetensors"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="format 99, this version reads 1"):
+    with pytest.raises(UserError, match="does not name the files of a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_part_that_is_missing_is_noticed(tmp_path):
+    path = save(tmp_path, checkpoint(8), parts=2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["ema-00002-of-00002.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="does not name the files of a checkpoint"):
         load_checkpoint(path)
 
 
 def test_the_same_images_again_replace_the_checkpoint(tmp_path):
-    save_checkpoint(tmp_path, checkpoint(8), keep=2)
+    save(tmp_path, checkpoint(8))
     again = checkpoint(8)
-    path = save_checkpoint(tmp_path, again, keep=2)
-    assert torch.equal(load_checkpoint(path).tensors["ema"]["a.bias"], again.tensors["ema"]["a.bias"])
-
-
-def test_a_run_goes_on_from_the_newest(tmp_path):
-    run = RunDirectory(str(tmp_path))
-    assert run.newest_checkpoint() is None
-    for images in (8, 1000, 24):
-        save_checkpoint(run.checkpoints, checkpoint(images), keep=3)
-    assert run.newest_checkpoint().name == "img-000000001000"
+    assert torch.equal(load_checkpoint(save(tmp_path, again)).tensors["ema"]["a.bias"], again.tensors["ema"]["a.bias"])

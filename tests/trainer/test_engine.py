@@ -6,7 +6,7 @@ from accelerate.state import AcceleratorState
 
 from data.batch import Batch
 from trainer.build import build_engine, build_task
-from trainer.loop import KINDS
+from trainer.checkpoint_writer import KINDS
 
 ENGINES = {
     "accelerate": ["engine.name=accelerate"],
@@ -111,3 +111,41 @@ def test_bf16_stays_near_fp32_and_keeps_fp32_weights(tiny, world, expected, name
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
     weights = engine.full_state("weights")["weights"]
     assert any((value != value.bfloat16().float()).any() for value in weights.values())
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("name", [*ENGINES, "deepspeed 1, bf16", "deepspeed 3, bf16"])
+@pytest.mark.usefixtures("fresh_precision")
+def test_a_step_that_is_not_finite_changes_nothing(tiny, world, name, fault):
+    """One image without a number in its loss, or a gradient that overflows: the state stays, bit for bit."""
+    engine_name, _, bf16 = name.partition(", ")
+    task, engine = build(tiny(*ENGINES[engine_name], *(["engine.precision=bf16"] if bf16 else [])), world)
+    steps(task, engine, range(2))
+    before = {kind: {k: v.clone() for k, v in tensors.items()} for kind, tensors in engine.full_state(*KINDS).items()}
+    bad = batch(2)
+    if fault == "loss":
+        bad.x_BLD[3, 2, 1] = float("nan")
+        terms = engine.step([bad], task.plans[2], 1e-3, 0.5)
+    else:
+        weight = dict(task.named_parameters())["model.x_head.1.fc2.weight"]
+        handle = weight.register_hook(lambda gradient: gradient * float("inf"))
+        terms = engine.step([bad], task.plans[2], 1e-3, 0.5)
+        handle.remove()
+        assert terms["loss"].isfinite()
+        assert not terms["gradient_norm"].isfinite()
+    assert terms["skipped"].item() == 1
+    for kind, tensors in engine.full_state(*KINDS).items():
+        assert all(torch.equal(value, before[kind][key]) for key, value in tensors.items()), kind
+    (after,) = steps(task, engine, [3])
+    assert after["skipped"] == 0
+    changed = engine.full_state("weights", "ema")
+    assert all(any(not torch.equal(v, before[kind][k]) for k, v in changed[kind].items()) for kind in changed)
+
+
+def test_steps_after_a_skipped_one_are_as_if_it_never_was(tiny, world):
+    """The count of steps that corrects Adam's moments is not advanced either."""
+    (task, engine), (other_task, other) = build(tiny(), world), build(tiny(), world)
+    bad = batch(0)
+    bad.x_BLD[:] = float("inf")
+    engine.step([bad], task.plans[0], 1e-3, 0.5)
+    assert steps(task, engine, range(3)) == steps(other_task, other, range(3))

@@ -14,6 +14,7 @@ from trainer.evaluation import evaluate
 from trainer.loop import _is_due, train
 from trainer.optimizer import learning_rate
 from trainer.run_directory import RunDirectory
+from trainer.stop import StopRequest
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_intervals_are_passed_not_hit(every, before, images, due):
 def test_the_averaged_weights_are_evaluated(tiny, world, digits_shards):
     config = tiny("optimizer.ema_rampup=1")
     run = RunDirectory(config.run_dir)
-    train(config, world, run, resume=False)
+    train(config, world, run, resume=False, stop=StopRequest())
     reported = json.loads(run.evaluations.read_text().splitlines()[-1])["biglearn_elbo"]
     checkpoint = load_checkpoint(run.newest_checkpoint())
     stream = Stream(load_index(digits_shards), digits_shards, "test", patch_size=8, seed=None)
@@ -56,7 +57,7 @@ def test_step_k_gets_plan_k_its_learning_rate_and_its_share_of_the_sequence(tiny
 
     original = AccelerateEngine.step
     monkeypatch.setattr(AccelerateEngine, "step", remember)
-    train(config, world, RunDirectory(config.run_dir), resume=False)
+    train(config, world, RunDirectory(config.run_dir), resume=False, stop=StopRequest())
     plans = build_task(config).plans
     for k, (plan, rate, positions) in enumerate(steps):
         assert plan == plans[k % len(plans)]
@@ -73,5 +74,5 @@ def test_weights_follow_the_seed(tiny):
 @pytest.mark.parametrize("engine", ["engine.name=accelerate", "engine.name=deepspeed"])
 def test_patch_autoencoder_trains_through_the_same_loop(tiny, world, engine):
     config = tiny("method=patch_ae", "data.patch_size=16", engine, "train.max_steps=2", "evaluate.images=4")
-    summary = train(config, world, RunDirectory(config.run_dir), resume=False)
+    summary = train(config, world, RunDirectory(config.run_dir), resume=False, stop=StopRequest())
     assert summary["after"]["mse"] < summary["before"]["mse"]

@@ -1,12 +1,17 @@
 """The recorder and its sinks."""
 
 import json
+import resource
 import time
 
 import pytest
 import torch
 
-from trainer.metrics import JsonLines, Metrics, MetricsConfig, NonFiniteError
+from trainer.metrics import JsonLines, Metrics, MetricsConfig, NonFiniteError, read_lines
+
+
+def terms(loss: float, skipped: float = 0.0) -> dict[str, torch.Tensor]:
+    return {"loss": torch.tensor(float(loss)), "skipped": torch.tensor(skipped)}
 
 
 def test_terms_are_read_some_steps_late_and_none_is_lost():
@@ -15,7 +20,7 @@ def test_terms_are_read_some_steps_late_and_none_is_lost():
     for step in range(1, 5):
         with metrics.phase("data"):
             pass
-        metrics.record_step(step, 8 * step, {"loss": torch.tensor(float(step))}, learning_rate=0.1)
+        metrics.record_step(step, 8 * step, terms(step), learning_rate=0.1)
         assert len(lines) == max(0, step - 2)
     metrics.flush()
     assert [line["loss"] for line in lines] == [1.0, 2.0, 3.0, 4.0]
@@ -28,8 +33,8 @@ def test_seconds_belong_to_one_line_and_speed_to_the_images_since_the_last():
     metrics = Metrics(MetricsConfig(steps_late=0), 8000, [lines.append])
     with metrics.phase("evaluation"):
         time.sleep(0.2)  # no part of the training speed
-    metrics.record_step(1, 8008, {"loss": torch.tensor(1.0)})
-    metrics.record_step(2, 8016, {"loss": torch.tensor(1.0)})
+    metrics.record_step(1, 8008, terms(1))
+    metrics.record_step(2, 8016, terms(1))
     assert lines[0]["seconds_evaluation"] >= 0.2
     assert "seconds_evaluation" not in lines[1]
     assert lines[0]["images_per_second"] > 8 / 0.2
@@ -40,13 +45,13 @@ def test_seconds_belong_to_one_line_and_speed_to_the_images_since_the_last():
 def test_a_loss_that_is_not_finite_stops_the_run(value):
     metrics = Metrics(MetricsConfig(steps_late=0), 0, [])
     with pytest.raises(NonFiniteError, match="step 7"):
-        metrics.record_step(7, 8, {"loss": torch.tensor(value)})
+        metrics.record_step(7, 8, terms(value))
 
 
 def test_unregistered_names_are_bugs():
     metrics = Metrics(MetricsConfig(steps_late=0), 0, [])
     with pytest.raises(AssertionError, match="not in the registry"):
-        metrics.record_step(1, 8, {"loss": torch.tensor(1.0), "los": torch.tensor(1.0)})
+        metrics.record_step(1, 8, terms(1) | {"los": torch.tensor(1.0)})
 
 
 def test_log_keeps_every_digit_of_the_loss(tmp_path):
@@ -63,3 +68,39 @@ def test_log_forgets_what_a_resumed_run_makes_again(tmp_path):
         file.write('{"images": 3')  # killed in the middle of a line
     JsonLines(tmp_path / "log", 16)({"images": 32})
     assert [json.loads(line)["images"] for line in (tmp_path / "log").read_text().splitlines()] == [8, 16, 32]
+
+
+def test_skipped_steps_are_counted_and_written_without_their_numbers():
+    lines = []
+    metrics = Metrics(MetricsConfig(steps_late=0), 0, [lines.append], skipped_steps=3)
+    for step, loss in enumerate((1.0, float("nan"), float("inf"), 2.0), start=1):
+        metrics.record_step(step, 8 * step, terms(loss, skipped=0.0 if loss in (1.0, 2.0) else 1.0))
+        if step == 3:
+            assert [line["step"] for line in metrics.last_skipped] == [2, 3]
+            assert metrics.last_skipped[1]["loss"] == float("inf")
+    assert [line["loss"] for line in lines] == [1.0, None, None, 2.0]
+    assert [line["skipped_steps"] for line in lines] == [3, 4, 5, 5]
+    assert metrics.last_skipped == []
+
+
+def test_a_log_leaves_out_what_is_no_line(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b'{"images": 8}\n\xff\n[1]\n{"images": "9"}\n' + b"[" * 10_000 + b'\n{"images": 16}\n{"images": 2')
+    assert read_lines(path) == [{"images": 8}, {"images": 16}]
+    JsonLines(path, 16)({"images": 24})
+    assert [line["images"] for line in read_lines(path)] == [8, 16, 24]
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
+    log = JsonLines(tmp_path / "log", 0)
+    log({"images": 8})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # the kernel refuses to let a file grow beyond it
+    try:
+        log({"images": 16})
+        log({"images": 24})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.messages) == 1
+    log({"images": 32})
+    assert [json.loads(line)["images"] for line in (tmp_path / "log").read_text().splitlines()] == [8, 16, 24, 32]

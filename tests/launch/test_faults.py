@@ -1,0 +1,224 @@
+"""Nothing is lost: runs that are killed, asked to stop, out of disk or out of numbers, on one process."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import assert_same_run, losses
+
+
+def command(tiny_file, run, *overrides) -> list:
+    return ["--config", tiny_file, f"run_dir={run}", "--resume", "auto", *overrides]
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def steps_made(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+KILLS = {
+    "in the first step": ("trainer.accelerate_engine:AccelerateEngine.step 1", 0),
+    "in a step": ("trainer.accelerate_engine:AccelerateEngine.step 4", 2),
+    "in the optimizer": ("trainer.optimizer:AdamWithAverage.step 6", 4),
+    "in an evaluation": ("model.task:BigLearnTask.evaluate 3", 4),
+    "before a checkpoint is begun": ("trainer.checkpoint_writer:start_writing 2", 2),
+    "in the first file of a checkpoint": ("trainer.checkpoint:_sync 4", 2),
+    "in the last file of a checkpoint": ("trainer.checkpoint:_sync 6", 2),
+    "before a checkpoint is named": ("trainer.checkpoint_writer:complete 2", 2),
+    "in the manifest of a checkpoint": ("trainer.checkpoint:write_aside 4", 2),
+    "while an old checkpoint is removed": ("shutil:rmtree 4", 4),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(start, tiny_file, tmp_path, reference, moment):
+    target, kept_steps = KILLS[moment]
+    run, overrides = tmp_path / "run", ["checkpoint.keep_last=1", "checkpoint.keep_best=0"]
+    killed = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=f"kill {target}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("img-*"))
+    assert checkpoints[-1:] == ([f"img-{16 * kept_steps:012d}"] if kept_steps else [])
+    done = start("python", "launch/train.py", *command(tiny_file, run))
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert_same_run(run, reference)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_run_killed_again_and_again_at_random_goes_on_bit_for_bit(start, tiny_file, tmp_path):
+    overrides = ["train.total_images=4800", "evaluate.every_images=800", "checkpoint.every_images=160"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start("python", "launch/train.py", *command(tiny_file, whole, *overrides)).returncode == 0
+    for seed in range(3):
+        process = start.background("python", "launch/train.py", *command(tiny_file, killed, *overrides))
+        before = steps_made(killed)
+        wait_until(lambda before=before: steps_made(killed) > before + 20, process)
+        time.sleep(random.Random(seed).random() / 4)
+        process.kill()
+        process.communicate()
+    assert start("python", "launch/train.py", *command(tiny_file, killed, *overrides)).returncode == 0
+    assert_same_run(killed, whole)
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_step_with_a_checkpoint_and_exit_code_75(start, tiny_file, tmp_path, reference, name, engine):
+    run, overrides = tmp_path / "run", [f"engine.name={engine}", "checkpoint.every_images=0"]
+    step = {
+        "accelerate": "trainer.accelerate_engine:AccelerateEngine",
+        "deepspeed": "trainer.deepspeed_engine:DeepSpeedEngine",
+    }
+    fault = f"{name} {step[engine]}.step 3"
+    stopped = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=fault)
+    assert stopped.returncode == 75, stopped.stderr
+    assert f"stopped by {name} after 48 images" in stopped.stderr.splitlines()[-1]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["img-000000000048"]
+    assert not (run / "reports/summary.json").exists()
+    done = start("python", "launch/train.py", *command(tiny_file, run, f"engine.name={engine}"))
+    assert done.returncode == 0, done.stderr
+    if engine == "accelerate":
+        assert_same_run(run, reference)
+    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
+
+
+def test_more_signals_while_the_checkpoint_is_written_do_no_harm(start, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    first = start("python", "tests/faults.py", *command(tiny_file, run), FAULT="SIGTERM trainer.checkpoint:_sync 2")
+    assert first.returncode == 75, first.stderr
+    second = start("python", "tests/faults.py", *command(tiny_file, run), FAULT="SIGUSR1 trainer.checkpoint:complete 1")
+    assert second.returncode in (0, 75), second.stderr
+    assert start("python", "launch/train.py", *command(tiny_file, run)).returncode == 0
+    assert_same_run(run, reference)
+
+
+def test_handlers_are_there_before_torch(start, tiny_file, tmp_path):
+    process = start.background("python", "launch/train.py", *command(tiny_file, tmp_path / "run"))
+
+    def catches_sigterm() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+    wait_until(catches_sigterm, process)
+    assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "after 0 images: no step was made" in err
+
+
+def test_a_full_disk_costs_a_warning_and_nothing_else(start, tiny_file, tmp_path, reference):
+    """The kernel refuses every file above a size, as a full disk would, from the first checkpoint on."""
+    run, overrides = tmp_path / "run", ["train.total_images=96000", "checkpoint.every_images=320"]
+    process = start.background("python", "launch/train.py", *command(tiny_file, run, *overrides))
+    wait_until(lambda: list((run / "checkpoints").glob("img-*")), process)
+    kept = {path.name for path in (run / "checkpoints").glob("img-*")}
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    warned = ""
+    while "a checkpoint could not be written" not in warned:
+        warned = process.stderr.readline()
+        assert warned, "the run ended"
+    now = sorted(path.name for path in (run / "checkpoints").glob("img-*"))
+    assert kept & set(now), "the earlier checkpoint is whole"
+    made = steps_made(run)
+    time.sleep(0.5)
+    assert not list((run / "checkpoints").glob(".writing*")) or process.poll() is None
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wait_until(lambda: sorted(path.name for path in (run / "checkpoints").glob("img-*"))[-1] > now[-1], process)
+    wait_until(lambda: steps_made(run) > made + 20, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "no line was lost"
+
+
+def test_a_disk_that_refuses_the_last_checkpoint_is_a_mistake_that_can_be_mended(start, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    limited = ["prlimit", "--fsize=40000", "python"]  # the logs fit, the weights do not
+    done = start(*limited, "launch/train.py", *command(tiny_file, run))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("a checkpoint could not be written") == 3, done.stderr
+    assert "free space and go on with --resume auto" in done.stderr.splitlines()[-1]
+    assert start("python", "launch/train.py", *command(tiny_file, run)).returncode == 0
+    assert_same_run(run, reference)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_last_whole_one_is_used(start, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    for name, harm in (("img-000000000096", "ema"), ("img-000000000064", "optimizer")):
+        path = run / "checkpoints" / name / f"{harm}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content if harm == "ema" else content[:-100])
+    done = start("python", "launch/train.py", *command(tiny_file, run))
+    assert done.returncode == 0, done.stderr
+    for name in ("img-000000000096/ema", "img-000000000064/optimizer"):
+        assert f"{run}/checkpoints/{name}.safetensors is damaged" in done.stderr
+    assert_same_run(run, reference)
+
+
+def test_two_runs_on_one_directory_are_refused_and_a_dead_ones_lock_is_not(start, tiny_file, tmp_path):
+    run = tmp_path / "run"
+    first = start.background("python", "launch/train.py", *command(tiny_file, run, "train.total_images=9600000"))
+    wait_until(lambda: steps_made(run) > 2, first)
+    second = start("python", "launch/train.py", *command(tiny_file, run))
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in second.stderr
+    first.kill()
+    first.communicate()
+    third = start("python", "launch/train.py", *command(tiny_file, run, "train.total_images=96"))
+    assert third.returncode == 0, third.stderr
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(start, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    done = start(
+        "python", "tests/faults.py", *command(tiny_file, run), FAULT="nan model.task:BigLearnTask.sample_terms 3"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert [line["loss"] is None for line in lines] == [False, False, True, False, False, False]
+    assert losses(run)[:2] == losses(reference)[:2]
+    assert json.loads((run / "reports/summary.json").read_text())["skipped_steps"] == 1
+    again = start("python", "launch/train.py", *command(tiny_file, run, "train.total_images=128"))
+    assert again.returncode == 0, again.stderr
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("steps_late", [0, 4])
+def test_too_many_in_a_row_end_the_run_with_all_that_is_known(start, tiny_file, tmp_path, steps_late):
+    run = tmp_path / "run"
+    overrides = ["train.total_images=960", "train.max_skipped_steps=3", f"metrics.steps_late={steps_late}"]
+    fault = "nans model.task:BigLearnTask.sample_terms 5"
+    done = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=fault)
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "steps in a row are not finite, the first is step 5 (loss nan" in last
+    assert "the images 64 to 79 of the sequence" in last
+    assert f"python launch/replay.py --run {run} --step 5" in last
+    assert f"the last good checkpoint is {run}/checkpoints/img-" in last
+    report = json.loads((run / "reports/non-finite-step-000000005.json").read_text())
+    assert len(report["data_set_indices"]) == 16
+    assert report["skipped"][0]["loss"] == "nan"
+    assert Path(report["last_good_checkpoint"]).exists()
+    assert os.path.basename(report["last_good_checkpoint"]) >= "img-000000000064"
+    done = start("python", "launch/train.py", *command(tiny_file, run, "train.total_images=128"))
+    assert done.returncode == 0, done.stderr  # from the weights that never took part in those steps

@@ -1,0 +1,110 @@
+"""What a run goes on from, and what it refuses to go on from."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.errors import UserError
+from tests.trainer.test_checkpoint import forge
+from trainer.build import build_parts
+from trainer.checkpoint import State
+from trainer.checkpoint_writer import KINDS, CheckpointWriter
+from trainer.resume import identity, restore
+
+
+@pytest.fixture
+def saved(tiny, world, tmp_path):
+    """A configuration, its parts after a step, and a folder with their checkpoint."""
+    config = tiny()
+    parts = build_parts(config, world)
+    batch = parts.train_stream.read(torch.arange(16))
+    parts.engine.step([batch], parts.copy.plans[0], 1e-3, 0.5)
+    writer = CheckpointWriter(tmp_path, config.checkpoint, parts.engine, parts.shapes)
+    writer.start(State(images=16, step=1, identity=identity(config, parts.index)))
+    writer.finish()
+    assert writer.error is None
+    return config, parts, tmp_path
+
+
+def test_all_tensors_come_back(saved, world):
+    config, parts, folder = saved
+    fresh = build_parts(config, world)
+    state = restore(fresh, folder, identity(config, fresh.index))
+    assert (state.images, state.step) == (16, 1)
+    before, after = parts.engine.full_state(*KINDS), fresh.engine.full_state(*KINDS)
+    for kind in KINDS:
+        assert all(torch.equal(before[kind][name], after[kind][name]) for name in parts.shapes)
+        assert any(value.any() for value in after[kind].values())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.mlp_ratio=3", "model.mlp_ratio 2.0 there, 3.0 here"),
+        ("method=biglearn_t", "method biglearn_u there, biglearn_t here"),
+        ("objective.beta=0.5", "objective.beta 0.01 there, 0.5 here"),
+        ("seed=3", "seed 0 there, 3 here"),
+    ],
+)
+def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, override, named):
+    _, parts, folder = saved
+    other = tiny(override)
+    with pytest.raises(UserError, match="is of another run") as refusal:
+        restore(build_parts(other, world), folder, identity(other, parts.index))
+    assert named in str(refusal.value)
+
+
+def test_other_data_is_refused(saved):
+    config, parts, folder = saved
+    shared = identity(config, parts.index) | {"data_checksum": "0" * 64}
+    with pytest.raises(UserError, match="data_checksum .* there, 0000.* here"):
+        restore(parts, folder, shared)
+
+
+@pytest.mark.parametrize("change", ["shape", "dtype", "absent", "extra"])
+def test_tensors_that_do_not_fit_are_named_even_if_everything_else_agrees(saved, change):
+    config, parts, folder = saved
+    path = folder / "img-000000000016"
+    tensors = load_file(path / "ema.safetensors")
+    name = "model.embed.z_query"
+    value = tensors.pop(f"ema/{name}")
+    if change != "absent":
+        changed = {"shape": value[..., :-1].contiguous(), "dtype": value.half(), "extra": value}[change]
+        tensors[f"ema/{name}" + ("x" if change == "extra" else "")] = changed
+    save_file(tensors, path / "other.safetensors")
+    forge(path, "ema.safetensors", (path / "other.safetensors").read_bytes())
+    with pytest.raises(UserError, match=f"ema of {name}"):
+        restore(parts, folder, identity(config, parts.index))
+
+
+def test_a_state_that_is_not_finite_is_never_written(saved, tmp_path):
+    from trainer.metrics import NonFiniteError
+
+    config, parts, _ = saved
+    with torch.no_grad():
+        next(iter(parts.engine.parameters.values()))[0] = torch.inf
+    writer = CheckpointWriter(tmp_path / "bad", config.checkpoint, parts.engine, parts.shapes)
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        writer.start(State(images=16, step=1, identity={}))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_what_is_written_is_the_state_at_the_start(saved, tmp_path, monkeypatch):
+    """Training goes on while the thread writes; the checkpoint does not see it."""
+    import threading
+
+    from trainer import checkpoint_writer
+
+    config, parts, _ = saved
+    held = threading.Event()
+    original = checkpoint_writer.write_part
+    monkeypatch.setattr(checkpoint_writer, "write_part", lambda *a: held.wait(60) and original(*a))
+    before = {name: value.clone() for name, value in parts.engine.full_state("weights")["weights"].items()}
+    writer = CheckpointWriter(tmp_path / "later", config.checkpoint, parts.engine, parts.shapes)
+    writer.start(State(images=16, step=1, identity={}))
+    assert writer.is_writing
+    parts.engine.step([parts.train_stream.read(torch.arange(16))], parts.copy.plans[1], 1e-2, 0.5)
+    held.set()
+    writer.finish()
+    written = load_file(tmp_path / "later/img-000000000016/weights.safetensors")
+    assert all(torch.equal(written[f"weights/{name}"], value) for name, value in before.items())

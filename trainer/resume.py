@@ -1,0 +1,76 @@
+"""Going on from a checkpoint, with any engine and any number of ranks. The order:
+
+1. rank 0 looks for the newest checkpoint that is whole, and reads it once: what is verified is what is used;
+2. what the checkpoint and this run must share is compared (`identity`), then the names and shapes of its tensors;
+3. weights, their average and the moments go from rank 0 to all ranks and into the engine;
+4. two integers, `images` and `step`, go into the loop: the images, masks and noise of a sample, the plan, the
+   learning rate and the decay of a step are pure functions of them and the configuration, so no generator, loader
+   or schedule has a state;
+5. the logs lose the lines of the steps that are made again, and the evaluation at this point, if there was one,
+   is not made again.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.errors import UserError
+from data.index import Index
+from trainer.build import Parts
+from trainer.checkpoint import Checkpoint, State, newest_whole
+from trainer.checkpoint_writer import KINDS
+from trainer.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def identity(config: Config, index: Index) -> dict:
+    """What a checkpoint and the run that goes on from it must have in common."""
+    flat = config.flat()
+    shared = {key: value for key, value in flat.items() if key.startswith(("method", "seed", "model.", "objective."))}
+    return {**shared, "data.patch_size": config.data.patch_size, "data_checksum": index.checksum}
+
+
+def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None = None) -> State | None:
+    """Steps 1 to 3 on all ranks; where the run was, or None when there is no checkpoint.
+
+    shared: the identity of this run. before_step: only a checkpoint of at most so many steps. Raises UserError that
+    names the fields that differ.
+    """
+    engine, world, shapes, checkpoint = parts.engine, parts.engine.world, parts.shapes, None
+    with world.agreed():
+        if world.is_main:
+            path, checkpoint, faults = newest_whole(directory, before_step)
+            for fault in faults:
+                log.warning("%s; an earlier checkpoint is used", fault)
+            if checkpoint:
+                _refuse_another(path, checkpoint, shared, shapes)
+    state = world.broadcast(checkpoint.state if checkpoint else None)
+    if state:
+        tensors = checkpoint.tensors if checkpoint else {kind: {} for kind in KINDS}
+        for kind in KINDS if world.size > 1 else ():
+            for name, shape in shapes.items():
+                tensors[kind][name] = tensors[kind][name] if checkpoint else torch.empty(shape)
+                dist.broadcast(tensors[kind][name], src=0, group=world.control)
+        engine.load_full_state(tensors, state.step)
+    return state
+
+
+def _refuse_another(path: Path, checkpoint: Checkpoint, shared: dict, shapes: dict[str, tuple[int, ...]]) -> None:
+    saved = checkpoint.state.identity
+    differ = [
+        f"{name} {saved.get(name)} there, {shared.get(name)} here"
+        for name in sorted(saved.keys() | shared.keys())
+        if saved.get(name) != shared.get(name)
+    ]
+    for kind in KINDS if not differ else ():
+        found = {name: (tuple(value.shape), value.dtype) for name, value in checkpoint.tensors[kind].items()}
+        wanted = {name: (shape, torch.float32) for name, shape in shapes.items()}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                differ.append(f"{kind} of {name} {found.get(name)} there, {wanted.get(name)} here")
+    if differ:
+        shown = "; ".join(differ[:5]) + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
+        raise UserError(f"{path} is of another run ({shown}): choose another run_dir=...")
