@@ -1,9 +1,9 @@
-# The two commands of the README: `make train` and `make test`. Both install what is missing into .venv first.
+# The commands of the README. They install what is missing into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install train test lint
+.PHONY: install train test test-cluster lint
 
 install: $(INSTALLED)
 
@@ -18,7 +18,11 @@ train: $(INSTALLED)
 	$(BIN)/deepspeed launch/train.py --config configs/digits.yaml --resume auto
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# What needs several processes at once: ranks by every launcher, faults of one rank alone.
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

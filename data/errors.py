@@ -1,4 +1,4 @@
-"""The exceptions that mean: the user can mend this."""
+"""The exceptions that end a command in order, with an exit code of their own."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RankError(UserError):
     """A mistake that one rank of several may meet alone: each that meets it prints it."""
+
+
+class NonFiniteError(Exception):
+    """Numbers are not finite any more. Commands print it and exit with code 3."""

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     from trainer.config import load_config
     from trainer.replay import replay
     from trainer.run_directory import RunDirectory
-    from trainer.world import join_world
+    from trainer.world import joined_world
 
     directory = RunDirectory(arguments.run)
     if not directory.config.exists():
@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
     config = load_config(directory.config, [*arguments.overrides, f"run_dir={json.dumps(arguments.run)}"])
     if not 1 <= arguments.step <= config.steps:
         raise UserError(f"the run has the steps 1 to {config.steps:,}: --step {arguments.step} is none of them")
-    world = join_world(config.engine.device)
-    show_warnings(world.rank)
-    found = replay(config, world, directory, arguments.step)
+    with joined_world(config.engine.device) as world:
+        show_warnings(world.rank)
+        found = replay(config, world, directory, arguments.step)
     recorded = next((line for line in directory.lines() if line.get("step") == arguments.step), None)
     if world.is_main:
         print(json.dumps(found | {"recorded": recorded}, indent=1) if arguments.json else report(found, recorded))

@@ -10,6 +10,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from data.errors import NonFiniteError
 from launch.cli import NON_FINITE, REQUEUE, run, say, show_warnings
 from trainer.stop import StopRequest
 
@@ -40,7 +41,6 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     from trainer.config import load_config
-    from trainer.metrics import NonFiniteError
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
@@ -88,35 +88,32 @@ def dry_run(config) -> int:
 
 def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
-    import torch.distributed as dist
-
     from data.shards import prepare
     from data.sources import SOURCES
     from trainer.files import write_aside
     from trainer.loop import train as train_loop
     from trainer.run_directory import RunDirectory
-    from trainer.world import join_world
+    from trainer.world import joined_world
 
     run = RunDirectory(config.run_dir)
-    world = join_world(config.engine.device)
-    show_warnings(world.rank)
-    source = SOURCES.get(config.data.source)
-    with world.agreed():
-        if world.is_main:
-            if not resume:
-                run.refuse_present()  # at once; the loop asks again when the run is locked
-            if source and source.embedded and not Path(config.data.shards).exists():
-                print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
-                prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
-    summary = train_loop(config, world, run, resume, stop)
-    with world.agreed():
-        if world.is_main and not summary["stopped_by"]:
-            path = run.reports / "summary.json"
-            if summary["images_per_second"] is None and path.exists():  # nothing was left to train
-                summary = json.loads(path.read_text())
-            write_aside(path, json.dumps(summary, indent=1).encode())
-            report(summary, run)
-    dist.destroy_process_group()
+    with joined_world(config.engine.device) as world:
+        show_warnings(world.rank)
+        source = SOURCES.get(config.data.source)
+        with world.agreed():
+            if world.is_main:
+                if not resume:
+                    run.refuse_present()  # at once; the loop asks again when the run is locked
+                if source and source.embedded and not Path(config.data.shards).exists():
+                    print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
+                    prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
+        summary = train_loop(config, world, run, resume, stop)
+        with world.agreed():
+            if world.is_main and not summary["stopped_by"]:
+                path = run.reports / "summary.json"
+                if summary["images_per_second"] is None and path.exists():  # nothing was left to train
+                    summary = json.loads(path.read_text())
+                write_aside(path, json.dumps(summary, indent=1).encode())
+                report(summary, run)
     if summary["stopped_by"]:
         newest = run.newest_checkpoint() or "no step was made"
         say(
@@ -128,7 +125,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
 
 def report(summary: dict, run) -> None:
     """What was learned, in words."""
-    before, after = summary["before"], summary["after"]
+    before, after = summary["before"] or {}, summary["after"]
     print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")
     for name, text in (
         ("biglearn_elbo", "test BigLearnELBO"),
@@ -136,7 +133,7 @@ def report(summary: dict, run) -> None:
         ("inpainting_error", "in-painting error a pixel, half of the patches missing"),
         ("mse", "test squared error a pixel"),
     ):
-        if name in after:
+        if name in after and name in before:
             print(f"  {text}: {before[name]:.4g} before, {after[name]:.4g} after")
     if summary["images_per_second"]:
         print(f"  speed: {summary['images_per_second']:,} images/s on {summary['world_size']} process(es)")

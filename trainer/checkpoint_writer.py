@@ -8,10 +8,9 @@ from threading import Thread
 
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import NonFiniteError, UserError
 from trainer.checkpoint import FILES, CheckpointConfig, State, complete, remove_others, start_writing, write_part
 from trainer.engine import Engine
-from trainer.metrics import NonFiniteError
 
 log = logging.getLogger(__name__)
 

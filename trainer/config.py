@@ -81,6 +81,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
         return batch // shares
 
 
+_CONFIG_BYTES = 2**20
+
+
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The checked configuration of a YAML file; overrides are "section.key=value" with YAML values.
 
@@ -117,6 +120,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself; remove one of the extends lines")
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; a configuration is one of YAML, see configs/ for examples")
+        if path.stat().st_size > _CONFIG_BYTES:
+            raise UserError(f"{path} has more than {_CONFIG_BYTES:,} bytes; a configuration is a short YAML file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; see configs/ for examples") from None

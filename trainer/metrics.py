@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 from tqdm import tqdm
 
+from data.errors import NonFiniteError
 from trainer.files import write_aside
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,6 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
     """Recording."""
 
     steps_late: int = Field(4, ge=0)  # terms are read from the device so many steps later: no step waits for them
-
-
-class NonFiniteError(Exception):
-    """Numbers are not finite any more; commands exit with code 3."""
 
 
 def require_finite(line: dict) -> None:

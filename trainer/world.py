@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.errors import RankError, UserError
+from data.errors import NonFiniteError, RankError, UserError
 from trainer.launcher import adopt_environment
 
 # A rank that is gone is noticed at once over TCP; one that hangs takes the others down after this time.
@@ -84,6 +84,18 @@ class World:
                         f"rank {rank} has {name} {others[name]}, rank 0 has {value}: "
                         "all ranks must see the same files and be started alike"
                     )
+
+
+@contextmanager
+def joined_world(device: str):
+    """The world as a context; all ranks leave it together, unless one has failed in a way that others cannot know."""
+    world = join_world(device)
+    try:
+        yield world
+    except (UserError, NonFiniteError):
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def join_world(device: str) -> World:

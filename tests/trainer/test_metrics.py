@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from trainer.metrics import JsonLines, Metrics, MetricsConfig, NonFiniteError, read_lines
+from data.errors import NonFiniteError
+from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines
 
 
 def terms(loss: float, skipped: float = 0.0) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.errors import UserError
+from data.errors import NonFiniteError, UserError
 from tests.trainer.test_checkpoint import forge
 from trainer.build import build_parts
 from trainer.checkpoint import State
@@ -78,8 +78,6 @@ def test_tensors_that_do_not_fit_are_named_even_if_everything_else_agrees(saved,
 
 
 def test_a_state_that_is_not_finite_is_never_written(saved, tmp_path):
-    from trainer.metrics import NonFiniteError
-
     config, parts, _ = saved
     with torch.no_grad():
         next(iter(parts.engine.parameters.values()))[0] = torch.inf

@@ -1,0 +1,216 @@
+"""Several ranks: every launcher and engine, resume on other numbers of ranks, faults of one rank alone."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import assert_same_run, losses
+
+pytestmark = pytest.mark.cluster
+
+ENGINES = {
+    "accelerate": ["engine.name=accelerate"],
+    **{f"deepspeed {stage}": ["engine.name=deepspeed", f"engine.zero_stage={stage}"] for stage in range(4)},
+}
+TORCHRUN = ["torchrun", "--nproc-per-node"]
+TRAIN = "launch/train.py"
+
+
+def command(tiny_file, run, *overrides) -> list:
+    return ["--config", tiny_file, f"run_dir={run}", "--resume", "auto", *overrides]
+
+
+def assert_equal_to_rounding(run: Path, reference: Path) -> None:
+    assert losses(run) == pytest.approx(losses(reference), rel=2e-5)
+    evaluated = [json.loads((r / "evaluations.jsonl").read_text().splitlines()[-1]) for r in (run, reference)]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-4)
+
+
+LAUNCHERS = {
+    "deepspeed": (["deepspeed", "--num_gpus", "2", TRAIN], ["engine.name=deepspeed"]),
+    "deepspeed and accelerate's engine": (["deepspeed", "--num_gpus", "2", TRAIN], []),
+    "torchrun": ([*TORCHRUN, "2", TRAIN], []),
+    "torchrun and deepspeed's engine": ([*TORCHRUN, "2", TRAIN], ["engine.name=deepspeed"]),
+    "accelerate launch": (  # as a module: the `accelerate` command imports timm, see model/timm_layers.py
+        ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", TRAIN], [],
+    ),
+    "torchrun, accumulation": ([*TORCHRUN, "2", TRAIN], ["train.accumulation_steps=2"]),
+    "torchrun, a checkpoint in two parts": ([*TORCHRUN, "2", TRAIN], ["checkpoint.part_bytes=1000"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_by_every_launcher_give_the_losses_of_one(start, tiny_file, tmp_path, reference, launcher):
+    program, overrides = LAUNCHERS[launcher]
+    run = tmp_path / "run"
+    done = start(*program, *command(tiny_file, run, *overrides))
+    assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
+def test_two_ranks_in_the_environment_of_srun(start, tiny_file, tmp_path, reference, engine):
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    ranks = [
+        start.background(
+            "python", TRAIN, *command(tiny_file, run, f"engine.name={engine}"),
+            **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank in ranks:
+        _, err = rank.communicate(timeout=300)
+        assert rank.returncode == 0, err
+    assert_equal_to_rounding(run, reference)
+
+
+@pytest.mark.parametrize("engine", ["deepspeed 1", "deepspeed 2", "deepspeed 3", "accelerate"])
+def test_two_ranks_in_bf16_stay_near_fp32(start, tiny_file, tmp_path, reference, engine):
+    run = tmp_path / "run"
+    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, *ENGINES[engine], "engine.precision=bf16"))
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == pytest.approx(losses(reference), rel=0.02)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_from_one_rank_to_two_and_back(start, tiny_file, tmp_path, reference, engine):
+    run = tmp_path / "run"
+    for ranks, steps in ((1, 2), (2, 4), (1, 6)):
+        arguments = command(tiny_file, run, *ENGINES[engine], f"train.max_steps={steps}")
+        done = start(*TORCHRUN, ranks, TRAIN, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
+def test_four_ranks_then_another_engine_on_one_then_two(start, tiny_file, tmp_path, reference):
+    run = tmp_path / "run"
+    for ranks, steps, engine in ((4, 2, "deepspeed 3"), (1, 4, "accelerate"), (2, 6, "deepspeed 2")):
+        arguments = command(tiny_file, run, *ENGINES[engine], f"train.max_steps={steps}", "checkpoint.part_bytes=1000")
+        done = start(*TORCHRUN, ranks, TRAIN, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(start, tiny_file, tmp_path_factory) -> Path:
+    """A run on two ranks that nobody disturbed."""
+    run = tmp_path_factory.mktemp("two_ranks") / "run"
+    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, "engine.name=deepspeed", "checkpoint.part_bytes=1000"))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+KILLS = {
+    "a step": "trainer.deepspeed_engine:DeepSpeedEngine.step 4 1",
+    "an evaluation": "trainer.loop:evaluate 2 0",
+    "its part of a checkpoint": "trainer.checkpoint:_sync 5 1",
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_one_of_two_ranks_killed_and_resumed_bit_for_bit(start, tiny_file, tmp_path, two_ranks, moment):
+    run, overrides = tmp_path / "run", ["engine.name=deepspeed", "checkpoint.part_bytes=1000"]
+    arguments = command(tiny_file, run, *overrides)
+    killed = start(*TORCHRUN, 2, "tests/faults.py", *arguments, FAULT=f"kill {KILLS[moment]}")
+    assert killed.returncode not in (0, 2, 3, 75), killed.stderr
+    done = start(*TORCHRUN, 2, TRAIN, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(run, two_ranks)
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
+def test_a_signal_to_one_rank_stops_all(start, tiny_file, tmp_path, reference, engine):
+    """The deepspeed launcher hands on the exit code; torchrun makes a 1 of every code."""
+    run = tmp_path / "run"
+    step = {"accelerate": "accelerate_engine:AccelerateEngine", "deepspeed": "deepspeed_engine:DeepSpeedEngine"}
+    stopped = start(
+        "deepspeed", "--num_gpus", "2", "tests/faults.py", *command(tiny_file, run, f"engine.name={engine}"),
+        FAULT=f"SIGUSR1 trainer.{step[engine]}.step 3 1",
+    )  # fmt: skip
+    assert stopped.returncode == 75, stopped.stderr
+    assert stopped.stderr.count("stopped by SIGUSR1 after 48 images") == 1
+    assert (run / "checkpoints/img-000000000048/manifest.json").exists()
+    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, f"engine.name={engine}"))
+    assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
+def test_sigterm_to_the_launcher_stops_all(start, tiny_file, tmp_path):
+    run = tmp_path / "run"
+    arguments = command(tiny_file, run, "train.total_images=9600000")
+    process = start.background(*TORCHRUN, 2, TRAIN, *arguments)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("stopped by SIGTERM") == 1
+    made = len(losses(run))
+    assert (run / f"checkpoints/img-{16 * made:012d}/manifest.json").exists()
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed 0", "deepspeed 2", "deepspeed 3"])
+def test_one_ranks_nan_makes_all_skip_the_step(start, tiny_file, tmp_path, reference, engine):
+    run = tmp_path / "run"
+    fault = "nan model.task:BigLearnTask.sample_terms 3 1"
+    done = start(*TORCHRUN, 2, "tests/faults.py", *command(tiny_file, run, *ENGINES[engine]), FAULT=fault)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    one = tmp_path / "one"
+    fault = "nan model.task:BigLearnTask.sample_terms 3"
+    assert start("python", "tests/faults.py", *command(tiny_file, one), FAULT=fault).returncode == 0
+    kept = [[loss for loss in losses(r) if loss is not None] for r in (run, one)]
+    assert kept[0] == pytest.approx(kept[1], rel=2e-5)
+
+
+def test_a_mistake_is_said_once(start, tiny_file, tmp_path):
+    for arguments, cause in (
+        (["train.batchsize=3"], "did you mean"),
+        (["train.batch_size=12"], "is not divisible by 2 ranks"),
+        ([f"data.shards={tmp_path}"], "index.json does not exist"),
+    ):
+        done = start("deepspeed", "--num_gpus", "2", TRAIN, *command(tiny_file, tmp_path / "run", *arguments))
+        assert done.returncode == 2
+        assert done.stderr.count("error: ") == 1, done.stderr
+        assert cause in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_one_rank_alone_cannot_read_ends_all_with_its_name(start, tiny_file, tmp_path, digits_shards):
+    """Rank 1 is started where the path leads to other shards."""
+    for name in ("sound", "damaged"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(digits_shards, tmp_path / name / "shards")
+    path = next((tmp_path / "damaged/shards").glob("train-*.tar"))
+    os.truncate(path, path.stat().st_size // 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    script = "import os, runpy, sys; sys.argv = sys.argv[1:]; root = os.getcwd(); sys.path.insert(0, root); "
+    script += "os.chdir(os.environ['PLACE']); runpy.run_path(os.path.join(root, sys.argv[0]), run_name='__main__')"
+    ranks = [
+        start.background(
+            "python", "-c", script, TRAIN, *command(tiny_file, tmp_path / "run", "data.shards=shards"),
+            **world, RANK=str(rank), LOCAL_RANK=str(rank), PLACE=str(tmp_path / place),
+        )
+        for rank, place in enumerate(("sound", "damaged"))
+    ]  # fmt: skip
+    outcomes = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert outcomes[0].startswith("error: rank 1: shards/train-")
+    assert outcomes[1] == ""

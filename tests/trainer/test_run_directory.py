@@ -1,0 +1,65 @@
+"""The folder of a run: one run at a time, and what it was asked stays."""
+
+import subprocess
+import sys
+
+import pytest
+
+from data.errors import UserError
+from trainer.config import load_config
+from trainer.run_directory import RunDirectory
+
+HOLD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from trainer.run_directory import RunDirectory
+run = RunDirectory(sys.argv[2])
+run.acquire(resume=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_live_process_holds_the_folder_and_a_killed_one_does_not(root, tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, root, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    run = RunDirectory(str(tmp_path / "run"))
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "):
+        run.acquire(resume=True)
+    holder.kill()
+    holder.communicate()
+    run.acquire(resume=True)
+    assert "process" in (tmp_path / "run/lock").read_text()
+
+
+def test_a_run_is_never_written_over(tiny):
+    config = tiny()
+    run = RunDirectory(config.run_dir)
+    run.acquire(resume=False)
+    run.create(config, 0)
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+        RunDirectory(config.run_dir).refuse_present()
+
+
+def test_the_configuration_until_a_change_stays(tiny):
+    first, second = tiny(), tiny("train.total_images=960")
+    run = RunDirectory(first.run_dir)
+    run.acquire(resume=True)
+    for config, images in ((first, 0), (first, 32), (second, 64)):
+        run.create(config, images)
+        identity = run.read_id()
+    assert load_config(run.config) == second
+    assert load_config(run.path / "config-until-000000000064.yaml") == first
+    assert len(list(run.path.glob("config*.yaml"))) == 2
+    assert RunDirectory(first.run_dir).read_id() == identity is not None
+
+
+def test_evaluations_by_place(tmp_path):
+    run = RunDirectory(str(tmp_path))
+    assert run.evaluation() is None
+    run.evaluations.write_text('{"images": 0, "x": 1}\n{"images": 8, "x": 2}\n{"images": 8, "x": 3}\n')
+    assert run.evaluation()["x"] == 1
+    assert run.evaluation(8)["x"] == 3
+    assert run.evaluation(16) is None
