@@ -13,7 +13,8 @@ from data.errors import UserError
 from data.index import load_index
 from data.patches import unpatchify
 from data.shards import prepare
-from data.sources import SOURCES, Digits, Samples
+from data.samples import Samples
+from data.sources import SOURCES, Digits
 from data.stream import Stream, prefetch
 
 
@@ -93,12 +94,12 @@ def test_digits_are_all_of_scikit_learn():
     assert found == sorted(image.tobytes() for image in expected)
 
 
-def test_memory_and_mapped_reading_agree(digits):
-    memory, mapped = make(digits), make(digits, memory_bytes=0)
-    assert mapped._pixels_NLD is None
+def test_reading_from_memory_and_from_the_shards_agree(digits):
+    memory, shards = make(digits), make(digits, memory_bytes=0)
+    assert shards._pixels_NLD is None
     for start in (0, 700, 1400):
         position_B = torch.arange(start, start + 130)
-        assert_same(memory.read(position_B), mapped.read(position_B))
+        assert_same(memory.read(position_B), shards.read(position_B))
 
 
 def test_colour_keeps_its_channels(tmp_path, monkeypatch):
@@ -109,7 +110,7 @@ def test_colour_keeps_its_channels(tmp_path, monkeypatch):
         name, channels = "colours", 3
 
         def load(self, folder, progress=False):
-            return {"train": Samples.from_arrays(images_NHWC, np.arange(10))}
+            return {"train": Samples.from_arrays(images_NHWC, np.arange(10), 10)}
 
     monkeypatch.setitem(SOURCES, "colours", Colours())
     index = prepare("colours", tmp_path, image_size=8, record_images=4, progress=False)
