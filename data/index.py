@@ -193,14 +193,14 @@ def read_index(root: Path | str, source: str | None = None) -> Index:
         source = path.parent.name if path.parent.name in SOURCES else "mnist"
     again = f"write the shards again with {prepare_command(source, root, '--overwrite')}"
     try:
-        with path.open("rb") as file:
-            text = file.read(_INDEX_BYTES + 1)
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= _INDEX_BYTES else b""
     except (FileNotFoundError, NotADirectoryError):
         mend = prepare_command(source, root)
         raise UserError(f"{path} does not exist: write the shards with {mend}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    if len(text) > _INDEX_BYTES:
+    if size > _INDEX_BYTES:
         raise UserError(f"{path} is damaged (more than {_INDEX_BYTES:,} bytes): {again}")
     try:
         return Index.model_validate_json(text)

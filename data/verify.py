@@ -21,11 +21,11 @@ def verify(root: Path | str, progress: bool = False) -> list[str]:
 
     Every shard is read: its size and SHA-256, its members as tar finds them, each record's arrays and labels.
     """
-    root = Path(root)
     try:
         index = read_index(root)
     except UserError as error:
         return [str(error)]
+    root = Path(root)
     faults = []
     shown = None if progress else True  # None: on a terminal
     for shard in tqdm(index.shards, desc=f"verify {root}", unit=" shards", disable=shown):

@@ -249,7 +249,6 @@ RECORD = (*SHARD, "records", 0)
 @pytest.mark.parametrize(
     ("place", "value", "fault"),
     [
-        (("version",), "2", "version"),
         ((*RECORD, "images", "offset"), 0, "overlaps with what is before it"),
         ((*SHARD, "bytes"), 10**20, "bytes"),
         (("surprise",), 1, "surprise"),
