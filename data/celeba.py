@@ -106,6 +106,8 @@ def _read_attributes(path: Path) -> tuple[dict[str, int], int]:
     """The label of each image, and the number of attributes."""
     rows = _rows(path)
     first, count = next(rows, (1, []))
+    if len(count) != 1:
+        raise _malformed(path, first, "should be the number of images")
     second, attributes = next(rows, (2, []))
     if not 1 <= len(attributes) <= _MAX_ATTRIBUTES:
         raise _malformed(path, second, f"should name 1 to {_MAX_ATTRIBUTES} attributes, not {len(attributes)}")

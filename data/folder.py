@@ -41,7 +41,11 @@ class Folder:
         else:
             splits = _hashed_splits(folder, names)
         if ignored:
-            log.info("%d files are no images and were ignored, first %s", len(ignored), printable(min(ignored)))
+            log.info(
+                "ignored what is no image or in no split: %d files or links, first %s",
+                len(ignored),
+                printable(min(ignored)),
+            )
         labels, classes = _labels({name: inner for split in splits.values() for name, inner in split.items()})
         return {
             split: Samples.from_files(
