@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data.errors import printable
 
@@ -17,6 +17,15 @@ from data.errors import printable
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**27
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _opening = threading.Lock()  # the filter of warnings belongs to the process
 
@@ -90,10 +99,12 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """As the camera saw it. `ImageOps.exif_transpose` would also write all other tags anew, and fail on odd ones."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF data that cannot be parsed; the pixels were
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF data that cannot be parsed; the pixels could be
         return image
+    return image.transpose(_TURN[orientation]) if orientation in _TURN else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -85,7 +85,7 @@ class SplitImages:
         """For a run that accepts at most `limit` damaged images and found more."""
         first = self.damaged[min(self.damaged)]
         return UserError(
-            f"{self._root} has {len(self.damaged)} damaged images in split {self._split}, more than"
+            f"damaged images in split {self._split} of {self._root}: {len(self.damaged)}, more than"
             f" data.max_damaged={limit} (first: {first}): {self._mend}, or raise data.max_damaged"
         )
 

@@ -54,9 +54,9 @@ def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
             except ValueError as error:
                 yield f"{path}: record {record.key}: {error}"
             else:
-                damaged_N = np.flatnonzero(records.checksums(images_BHWC, label_B) != crc32_B)
-                if len(damaged_N):
-                    yield f"{path}: record {record.key}: {len(damaged_N)} damaged images, first at place {damaged_N[0]}"
+                damaged = np.flatnonzero(records.checksums(images_BHWC, label_B) != crc32_B).tolist()
+                if damaged:
+                    yield f"{path}: record {record.key}: damaged images: {len(damaged)}, first at place {damaged[0]}"
                 if not 0 <= label_B.min() <= label_B.max() < index.classes:
                     yield f"{path}: record {record.key}: labels are not all in 0 .. {index.classes - 1}"
 

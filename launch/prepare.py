@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--workers", metavar="N", type=_count, default=workers, help="processes; default: %(default)s")
         if source.image_files:
             accepted = "damaged images to replace by sound ones before giving up; default: %(default)s"
-            add("--max-damaged", metavar="N", type=_count_or_none, default=100, help=accepted)
+            add("--max-damaged", metavar="N", type=_limit, default=100, help=accepted)
         add("--overwrite", action="store_true", help="replace what the folder holds")
     command = commands.add_parser("verify", help="read all shards of a folder and check them")
     command.add_argument("folder", metavar="DIR")
@@ -62,7 +62,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _count_or_none(text: str) -> int:
+def _limit(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
@@ -94,8 +94,8 @@ def _verify(folder: str) -> int:
         return 1
     index = read_index(folder)
     counts = " and ".join(f"{count:,} {split}" for split, count in index.images.items())
-    replaced = f", {len(index.replaced)} of them stand in for damaged ones" if index.replaced else ""
-    print(f"{folder} is whole: {counts} images{replaced} in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB")
+    replaced = f"; {len(index.replaced)} stand in for damaged ones" if index.replaced else ""
+    print(f"{folder} is whole: {counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB{replaced}")
     return 0
 
 

@@ -96,7 +96,9 @@ def test_the_log_names_ten_and_counts_the_rest(folder, tmp_path, caplog):
 def test_more_than_accepted_stop_the_preparation(folder, tmp_path, workers):
     out = tmp_path / "out"
     request = {"source_dir": folder, "workers": workers, **LAYOUT}
-    with pytest.raises(UserError, match=r"images are damaged, more than --max-damaged 8 \(first train/001") as caught:
+    with pytest.raises(
+        UserError, match=r"damaged images: 9 or more, which is more than --max-damaged 8 \(first train/001"
+    ) as caught:
         prepare("folder", out, max_damaged=8, **request)
     assert str(caught.value).isprintable()
     assert not (out / "index.json").exists()
@@ -104,17 +106,17 @@ def test_more_than_accepted_stop_the_preparation(folder, tmp_path, workers):
     prepare("folder", out, max_damaged=9, **request)
     prepare("folder", tmp_path / "fresh", max_damaged=9, **request)
     assert contents(out) == contents(tmp_path / "fresh")
-    with pytest.raises(UserError, match="at least 9 images are damaged"):  # also when all is there already
+    with pytest.raises(UserError, match="damaged images: 9 or more"):  # also when all is there already
         prepare("folder", out, max_damaged=8, **request)
 
 
 def test_damage_is_counted_across_interruptions(folder, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="at least 1 images"):
+    with pytest.raises(UserError, match="damaged images: 1 or more"):
         prepare("folder", out, source_dir=folder, max_damaged=0, **LAYOUT)
     there = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(there) == 1
-    with pytest.raises(UserError, match="at least 3 images"):
+    with pytest.raises(UserError, match="damaged images: 3 or more"):
         prepare("folder", out, source_dir=folder, max_damaged=2, **LAYOUT)
     assert {path: path.stat().st_mtime_ns for path in there} == there
 

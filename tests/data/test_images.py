@@ -6,7 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from data.images import MAX_FILE_BYTES, DamagedImageError, decode, has_more_frames, read_file
 
@@ -139,8 +140,28 @@ def test_the_orientation_of_the_camera_is_applied(format, orientation):
 
 
 def test_exif_data_that_cannot_be_parsed_leaves_the_pixels():
-    content = encoded(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40)
-    assert decode(content).shape == (6, 6, 3)
+    profile = PngInfo()
+    profile.add_text("Raw profile type exif", "exif\n\n\nno number")
+    content = encoded(Image.fromarray(picture()), pnginfo=profile)
+    with pytest.raises(ValueError, match="hexadecimal"):
+        Image.open(io.BytesIO(content)).getexif()
+    assert np.array_equal(decode(content), picture())
+    content = encoded(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    assert np.array_equal(decode(content), decode(encoded(Image.fromarray(picture()), "JPEG")))
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+def test_other_exif_data_may_be_odd():
+    """A tag of another type than the standard says, which cannot be written again, beside the orientation."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x010F] = 3, "text", "m" * 100
+    odd = exif.tobytes().replace(b"\x01\x0e\x00\x02", b"\x01\x0e\x00\x0b")  # a text that claims to be numbers
+    assert odd != exif.tobytes()
+    image = Image.fromarray(picture())
+    content = encoded(image, "PNG", exif=odd)
+    with pytest.raises(AttributeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert np.array_equal(decode(content), picture()[::-1, ::-1])
 
 
 def test_the_first_frame_of_an_animation_is_used():

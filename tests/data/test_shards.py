@@ -252,6 +252,7 @@ RECORD = (*SHARD, "records", 0)
         ((*RECORD, "images", "offset"), 0, "overlaps with what is before it"),
         ((*SHARD, "bytes"), 10**20, "bytes"),
         (("surprise",), 1, "surprise"),
+        (("sur\nprise\x1b",), 1, r"sur\\nprise\\x1b"),
         ((*RECORD, "surprise"), 1, "surprise"),
         ((*RECORD, "count"), -1, "count"),
         ((*RECORD, "count"), "100", "count"),
@@ -373,7 +374,7 @@ def test_every_fault_is_found_and_names_its_file(digits, tmp_path):
     shutil.copy(root / "test-000000.tar", root / "train-000009.tar")
     (root / "test-000000.tar.json").write_text("{}")
     faults = verify(root)
-    damaged = f"{root}/train-000000.tar: record train-000000: 1 damaged images, first at place "
+    damaged = f"{root}/train-000000.tar: record train-000000: damaged images: 1, first at place "
     assert faults.pop(1).startswith(damaged)
     expected = {
         "train-000000.tar": "SHA-256",

@@ -282,9 +282,28 @@ def test_each_damaged_image_is_named_once(spoiled, memory_bytes, caplog):
     ]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     message = str(stream.damaged_error(1))
-    assert "has 2 damaged images in split train, more than data.max_damaged=1 (first: train image 457" in message
+    assert (
+        f"damaged images in split train of {copy[1]}: 2, more than data.max_damaged=1 (first: train image 457"
+        in message
+    )
     assert "--overwrite" in message
     assert "\n" not in message
+
+
+def test_threads_that_meet_at_a_damaged_image_name_it_once(spoiled, monkeypatch, caplog):
+    copy, spoil = spoiled
+    spoil(457)
+    stream = make(copy, seed=None, memory_bytes=0)
+    plain, both, calls = os.preadv, threading.Barrier(2), count()
+
+    def together(*arguments):
+        if next(calls) < 2:
+            both.wait()  # neither has found it damaged yet
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, "preadv", together)
+    list(prefetch(stream.read, [torch.tensor([457])] * 2, 2))
+    assert len(caplog.records) == len(stream.damaged) == 1
 
 
 def test_only_what_is_read_is_found_damaged(spoiled):
@@ -337,6 +356,8 @@ def test_an_error_of_the_disk_is_damage(digits, monkeypatch):
     expected = make(digits, seed=None, memory_bytes=2**31).read(torch.tensor([0, 1, 3, 3, 4]))
     assert torch.equal(found.x_BLD, expected.x_BLD)
     assert "cannot be read (Input/output error)" in stream.damaged[2]
+    again = stream.read(torch.arange(5))  # the disk has recovered, but an image is the same one in each epoch
+    assert torch.equal(again.x_BLD, found.x_BLD)
 
 
 def test_the_shards_are_closed_with_the_stream(digits):
