@@ -83,10 +83,11 @@ class SplitImages:
 
     def damaged_error(self, limit: int) -> UserError:
         """For a run that accepts at most `limit` damaged images and found more."""
-        first = self.damaged[min(self.damaged)]
+        with self._lock:  # threads may go on reading
+            count, first = len(self.damaged), self.damaged[min(self.damaged)]
         return UserError(
-            f"damaged images in split {self._split} of {self._root}: {len(self.damaged)}, more than"
-            f" data.max_damaged={limit} (first: {first}): {self._mend}, or raise data.max_damaged"
+            f"damaged images in split {self._split} of {self._root}: {count}, more than data.max_damaged={limit}"
+            f" (first: {first}): {self._mend}, or raise data.max_damaged"
         )
 
     def _read_sound(self, index: int, image_HWC: np.ndarray) -> int:
@@ -103,9 +104,10 @@ class SplitImages:
         else:
             raise UserError(f"{self._root} has no sound image in split {self._split}: {self._mend}")
         with self._lock:
-            for damaged in faults.keys() - self.damaged.keys():
-                self.damaged[damaged] = f"{self._name(damaged)}: {faults[damaged]}"
-                log.warning("%s; image %d stands in", self.damaged[damaged], sound)
+            for damaged, fault in faults.items():
+                if damaged not in self.damaged:  # another thread may have met it, too
+                    self.damaged[damaged] = f"{self._name(damaged)}: {fault}"
+                    log.warning("%s; image %d stands in", self.damaged[damaged], sound)
         return sound
 
     def _fault(self, index: int, image_HWC: np.ndarray) -> str | None:

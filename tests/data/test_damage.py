@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from data.errors import UserError
+from data.images import DamagedImageError, decode
 from data.index import load_index
 from data.patches import unpatchify
 from data.shards import prepare
@@ -66,6 +68,25 @@ def test_the_next_sound_image_of_the_shard_stands_in(folder, tmp_path):
         "no image in JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM format"
     }
     assert {image.reason for image in index.replaced[2::3]} == {"No such file or directory"}
+
+
+def test_a_damaged_file_is_decoded_once(folder, tmp_path, monkeypatch):
+    """However many images a stand-in has to be looked for: a shard of nothing but damage must not take for ever."""
+    failed = Counter()
+
+    def counted(content, crop):
+        try:
+            return decode(content, crop)
+        except DamagedImageError:
+            failed[content] += 1
+            raise
+
+    monkeypatch.setattr("data.samples.decode", counted)
+    for n in range(6, 11):
+        (folder / "train" / f"{n:03d}.png").unlink(missing_ok=True)
+        (folder / "train" / f"{n:03d}.png").write_text(f"no image {n}")
+    prepare("folder", tmp_path / "out", source_dir=folder, **LAYOUT)
+    assert [failed[f"no image {n}".encode()] for n in range(6, 11)] == [1] * 5
 
 
 def test_the_label_is_that_of_the_stand_in(tmp_path):
