@@ -195,9 +195,9 @@ def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> Non
 
 
 def _log_replaced(index: Index) -> None:
-    replaced = index.replaced
-    for image in replaced[:_NAMED]:
-        log.warning("%s is damaged: %s; image %d stands in", image.name, image.reason, image.stand_in)
+    replaced = [(split, image) for split in index.splits for shard in index.splits[split] for image in shard.replaced]
+    for split, image in replaced[:_NAMED]:
+        log.warning("%s is damaged: %s; %s image %d stands in", image.name, image.reason, split, image.stand_in)
     if len(replaced) > _NAMED:
         log.warning("and %d more; index.json names them all", len(replaced) - _NAMED)
 

@@ -108,7 +108,7 @@ def test_the_log_names_ten_and_counts_the_rest(folder, tmp_path, caplog):
     prepare("folder", tmp_path / "out", source_dir=folder, **LAYOUT)
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert lines[0].startswith("train/001.png is damaged: ")
-    assert lines[0].endswith("; image 2 stands in")
+    assert lines[0].endswith("; train image 2 stands in")
     assert len(lines) == 11
     assert lines[10] == "and 2 more; index.json names them all"
 
