@@ -2,7 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data.sources import ANNOUNCED, SOURCES
+from data.errors import UserError
+from data.index import refuse_url
+from data.sources import SOURCES
 
 
 class DataConfig(BaseModel):
@@ -10,9 +12,9 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # Name of the data set: a key of SOURCES or ANNOUNCED in data.sources.
+    # Name of the data set: a key of SOURCES in data.sources.
     source: str
-    # Folder with the shards and their index.json.
+    # Folder with the shards and their index.json; every process must see it at this path.
     shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
     # Side of the square images, pixels.
     image_size: int = Field(32, gt=0)
@@ -20,20 +22,28 @@ class DataConfig(BaseModel):
     patch_size: int = Field(4, gt=0)
     # A split of at most this many bytes of uint8 pixels stays in memory; a larger one is read at random.
     memory_bytes: int = Field(2**31, ge=0)
-    # Threads that read batches ahead; 0 reads in the training loop.
-    workers: int = Field(0, ge=0)
     # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
     max_damaged: int = Field(100, ge=0)
+    # Threads that read batches ahead; 0 reads in the training loop.
+    workers: int = Field(0, ge=0)
     # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
     code_dim: int | None = Field(None, gt=0)
 
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        known = [*SOURCES, *ANNOUNCED]
-        if source not in known:
-            raise ValueError(f"no data set is called {source!r}; known are {', '.join(known)}")
+        if source not in SOURCES:
+            raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
         return source
+
+    @field_validator("shards")
+    @classmethod
+    def _folder(cls, shards: str) -> str:
+        try:
+            refuse_url(shards)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return shards
 
     @model_validator(mode="after")
     def _whole_patches(self) -> "DataConfig":

@@ -1,4 +1,4 @@
-"""The exceptions that end a command in order, with an exit code of their own."""
+"""The exceptions that end a command in order, with an exit code of their own, and the text that goes into them."""
 
 
 class UserError(Exception):
@@ -11,3 +11,9 @@ class RankError(UserError):
 
 class NonFiniteError(Exception):
     """Numbers are not finite any more. Commands print it and exit with code 3."""
+
+
+def printable(text: str, length: int = 200) -> str:
+    """At most `length` characters of text that a file brought, without control characters or lone surrogates."""
+    shown = text if len(text) <= length else f"{text[:length]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -3,18 +3,23 @@
 import hashlib
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.sources import SOURCES
 
 INDEX_NAME = "index.json"
 HEADER_BYTES = 4096  # no .npy header of ours is longer
+_VERSION = 2
+_INDEX_BYTES = 2**30  # some 100 million images
+_INTEGER = 2**62
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=_INTEGER)]
+Place = Annotated[int, Field(ge=0, le=_INTEGER)]
 # No dots, because webdataset ends the key of a record at the first one.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -27,26 +32,46 @@ class _Model(BaseModel):
 class Member(_Model):
     """One .npy file inside a tar: its first byte and its size, in bytes."""
 
-    offset: Annotated[int, Field(ge=0)]
+    offset: Place
     bytes: Count
 
 
 class Record(_Model):
-    """`count` consecutive images: the members <key>.images.npy and <key>.labels.npy."""
+    """`count` consecutive images: the members <key>.crc32.npy, <key>.images.npy and <key>.labels.npy."""
 
     key: Name
     count: Count
+    crc32: Member
     images: Member
     labels: Member
 
+    @property
+    def members(self) -> dict[str, Member]:
+        """By their names in the tar, in its order."""
+        return {f"{self.key}.{part}.npy": getattr(self, part) for part in ("crc32", "images", "labels")}
+
+
+class Replaced(_Model):
+    """An image that was damaged when the shards were written. Its place holds another image of the shard.
+
+    name: its file, as the source names it. reason: why it could not be used. index: its place in the split.
+    stand_in: the place in the split of the image, and label, that were written there instead.
+    """
+
+    name: str
+    reason: str
+    index: Place
+    stand_in: Place
+
 
 class Shard(_Model):
-    """One tar file: its name in the folder, its size and checksum, and its records in file order."""
+    """One tar file: its name in the folder, its size and checksum, its records in file order, its replaced images."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\.tar$")]
     bytes: Count
     sha256: Sha256
     records: Annotated[tuple[Record, ...], Field(min_length=1)]
+    replaced: tuple[Replaced, ...] = ()
 
     @property
     def images(self) -> int:
@@ -54,9 +79,13 @@ class Shard(_Model):
 
     @model_validator(mode="after")
     def _inside(self) -> "Shard":
+        end = 0
         for record in self.records:
-            for member in (record.images, record.labels):
-                if member.offset + member.bytes > self.bytes:
+            for member in record.members.values():
+                if member.offset < end:  # bytes that count twice could promise more images than fit into memory
+                    raise ValueError(f"record {record.key} of {self.name} overlaps with what is before it")
+                end = member.offset + member.bytes
+                if end > self.bytes:
                     raise ValueError(f"record {record.key} of {self.name} lies outside the file")
         return self
 
@@ -64,7 +93,7 @@ class Shard(_Model):
 class Recipe(_Model):
     """What decides every byte of a folder of shards: two folders of equal recipes are equal."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = _VERSION
     source: Name
     source_sha256: Sha256  # of the images and labels before they are resized
     image_shape: tuple[Count, Count, Literal[1, 3]]  # H, W, C
@@ -103,6 +132,11 @@ class Index(Recipe):
         return [shard for shards in self.splits.values() for shard in shards]
 
     @property
+    def replaced(self) -> list[Replaced]:
+        """The images that were damaged when the shards were written."""
+        return [image for shard in self.shards for image in shard.replaced]
+
+    @property
     def bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
@@ -120,6 +154,7 @@ class Index(Recipe):
             raise ValueError("a shard is named twice")
         for record in (record for shard in self.shards for record in shard.records):
             for member, payload in (
+                (record.crc32, record.count * 4),
                 (record.images, record.count * self.image_bytes),
                 (record.labels, record.count * 8),
             ):
@@ -130,38 +165,53 @@ class Index(Recipe):
 
 def prepare_command(source: str, root: Path | str, *options: str) -> str:
     """The command that makes the folder, for messages."""
-    if source not in SOURCES:
-        return f"a later version (this one cannot prepare {source} yet)"
-    return f"`{' '.join(('python launch/prepare.py', source, '--out', str(root), *options))}`"
+    from_folder = ("--source", "DIR") if source in SOURCES and SOURCES[source].image_files else ()
+    return f"`{' '.join(('python launch/prepare.py', source, *from_folder, '--out', str(root), *options))}`"
 
 
 def sidecar_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
 
+def refuse_url(folder: Path | str) -> None:
+    """UserError if this is no path but what other readers of shards would fetch or, worse, run."""
+    if re.match(r"pipe:|[a-z][a-z0-9+.-]*://", str(folder), re.IGNORECASE):
+        raise UserError(
+            f"shards are read from a folder; {printable(str(folder))} is none: copy them to a disk, or mount what"
+            " holds them, and give the path"
+        )
+
+
 def read_index(root: Path | str, source: str | None = None) -> Index:
-    """The index alone, without a look at the shards. UserError if it is absent or damaged.
+    """The index alone, without a look at the shards. UserError if it is absent, damaged or of another version.
 
     source: the data set that the folder should hold, for the mend in a message; None guesses.
     """
+    refuse_url(root)
     path = Path(root) / INDEX_NAME
     if source is None:
         source = path.parent.name if path.parent.name in SOURCES else "mnist"
+    again = f"write the shards again with {prepare_command(source, root, '--overwrite')}"
     try:
-        text = path.read_bytes()
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= _INDEX_BYTES else b""
     except (FileNotFoundError, NotADirectoryError):
         mend = prepare_command(source, root)
         raise UserError(f"{path} does not exist: write the shards with {mend}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if size > _INDEX_BYTES:
+        raise UserError(f"{path} is damaged (more than {_INDEX_BYTES:,} bytes): {again}")
     try:
         return Index.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        mend = prepare_command(source, root, "--overwrite")
-        raise UserError(f"{path} is damaged ({reason}): write the shards again with {mend}") from None
+        faults = error.errors(include_url=False)
+    for fault in faults:
+        if fault["loc"] == ("version",) and fault["type"] == "literal_error":
+            raise UserError(f"{path} was written by another version of this program: {again}")
+    where = ".".join(map(str, faults[0]["loc"]))
+    reason = printable(f"{where}: {faults[0]['msg']}" if where else faults[0]["msg"])
+    raise UserError(f"{path} is damaged ({reason}): {again}")
 
 
 def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:

@@ -1,6 +1,7 @@
 """One record of a shard: arrays as .npy members of a tar, written and read without pickle."""
 
 import io
+import zlib
 from typing import BinaryIO
 
 import numpy as np
@@ -9,6 +10,7 @@ from data.index import HEADER_BYTES, Index, Member, Record
 
 _LABEL = np.dtype("<i8")
 _PIXEL = np.dtype("u1")
+_CRC32 = np.dtype("<u4")
 
 
 def encode(array: np.ndarray) -> bytes:
@@ -21,8 +23,8 @@ def encode(array: np.ndarray) -> bytes:
 def _payload_offset(file: BinaryIO, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """Where in the tar the array's first value is.
 
-    Raises ValueError unless the member's header promises exactly `dtype` and `shape`: nothing is allocated or
-    mapped on the word of a file.
+    Raises ValueError unless the member's header promises exactly `dtype` and `shape`: nothing is allocated on
+    the word of a file.
     """
     file.seek(member.offset)
     head = io.BytesIO(file.read(min(member.bytes, HEADER_BYTES)))
@@ -57,8 +59,19 @@ def read_images(file: BinaryIO, record: Record, index: Index) -> np.ndarray:
     return _read(file, record.images, _PIXEL, (record.count, *index.image_shape))
 
 
-def map_images(file: BinaryIO, record: Record, index: Index) -> np.ndarray:
-    """(count, H, W, C) uint8, read from the file when it is touched."""
-    shape = (record.count, *index.image_shape)
-    offset = _payload_offset(file, record.images, _PIXEL, shape)
-    return np.asarray(np.memmap(file, _PIXEL, "r", offset, shape))  # a plain view: a memmap is slow to index
+def read_checksums(file: BinaryIO, record: Record) -> np.ndarray:
+    """(count,) uint32, what `checksums` gave when the record was written."""
+    return _read(file, record.crc32, _CRC32, (record.count,))
+
+
+def first_image(file: BinaryIO, record: Record, index: Index) -> int:
+    """Where in the tar the first pixel of the first image is; the others follow without a gap."""
+    return _payload_offset(file, record.images, _PIXEL, (record.count, *index.image_shape))
+
+
+def checksums(images_BHWC: np.ndarray, label_B: np.ndarray) -> np.ndarray:
+    """(B,) uint32: of each image the CRC-32 of its pixels and then of its label as 8 bytes, least first."""
+    pixels_BN = np.ascontiguousarray(images_BHWC).reshape(len(label_B), -1)
+    label_B8 = label_B.astype(_LABEL).reshape(-1, 1).view(_PIXEL)
+    rows = zip(pixels_BN, label_B8, strict=True)
+    return np.fromiter((zlib.crc32(label, zlib.crc32(pixels)) for pixels, label in rows), _CRC32, len(label_B))

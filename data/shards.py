@@ -1,5 +1,6 @@
 """Shards: plain tar files of batched records, written completely or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,7 +11,7 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,23 +25,28 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from data import records
-from data.errors import UserError
+from data.errors import UserError, printable
+from data.images import DamagedImageError
 from data.index import (
     INDEX_NAME,
     Index,
     Member,
     Recipe,
     Record,
+    Replaced,
     Shard,
     Sidecar,
     prepare_command,
     read_index,
+    refuse_url,
     sidecar_path,
 )
-from data.sources import Samples, find_source
+from data.samples import Samples
+from data.sources import find_source
 
 log = logging.getLogger(__name__)
 
+_NAMED = 10  # damaged images that the log names
 # The files that `prepare` writes beside the index, finished or aside.
 _OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?")
 
@@ -49,12 +55,13 @@ def prepare(
     source_name: str,
     out: Path | str,
     *,
-    image_size: int = 32,
+    image_size: int | None = None,
     source_dir: Path | str | None = None,
     workers: int = 1,
     record_images: int = 1024,
     shard_records: int = 8,
     overwrite: bool = False,
+    max_damaged: int = 100,
     progress: bool = True,
 ) -> Index:
     """Write all splits of a source as shards of `image_size` square images, and their index.
@@ -63,15 +70,23 @@ def prepare(
     with the request are kept. The bytes do not depend on `workers` (processes; 1 writes in this one) or on an
     interruption. Two calls on one folder wait for one another. The outcome is logged.
 
-    image_size: pixels, 1 to 4096. source_dir: folder of the original files; None: the source's own place.
-    record_images: images of a full record. shard_records: records of a full shard.
+    For a damaged image the next sound one of its shard is written, around the end of the shard, with its label.
 
-    Raises UserError when the source cannot be read, the folder cannot be written, or it holds other data and
-    `overwrite` is not set.
+    image_size: pixels, 1 to 4096; None: the source's own. source_dir: folder of the original files; None: the
+    source's own place. record_images: images of a full record. shard_records: records of a full shard.
+    max_damaged: damaged images of all splits that are accepted.
+
+    Raises UserError when the source cannot be read, the folder cannot be written, it holds other data and
+    `overwrite` is not set, more images are damaged than accepted, or a shard has no sound image.
     """
     began = time.monotonic()
+    for folder in (out, source_dir):
+        if folder is not None:
+            refuse_url(folder)
     out = Path(out)
     source = find_source(source_name)
+    if image_size is None:
+        image_size = source.image_size
     if not 1 <= image_size <= 4096:
         raise UserError(f"images of {image_size} pixels cannot be written: choose 1 to 4096")
     splits = source.load(Path(source_dir) if source_dir is not None else None, progress)
@@ -80,16 +95,17 @@ def prepare(
         source=source.name,
         source_sha256=hashlib.sha256(content.encode()).hexdigest(),
         image_shape=(image_size, image_size, source.channels),
-        classes=source.classes,
+        classes=max(samples.classes for samples in splits.values()),
         record_images=record_images,
         shard_records=shard_records,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
-            index, kept = _complete(out, recipe, splits, workers, overwrite, progress)
+            index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
+    _log_replaced(index)
     counts = " and ".join(f"{count:,} {split}" for split, count in index.images.items())
     content = f"{counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB"
     if kept == len(index.shards):
@@ -112,7 +128,13 @@ class _Job:
 
 
 def _complete(
-    out: Path, recipe: Recipe, splits: dict[str, Samples], workers: int, overwrite: bool, progress: bool
+    out: Path,
+    recipe: Recipe,
+    splits: dict[str, Samples],
+    workers: int,
+    overwrite: bool,
+    max_damaged: int,
+    progress: bool,
 ) -> tuple[Index, int]:
     """The index of the finished folder, and how many shards were there already."""
     present = None
@@ -120,12 +142,13 @@ def _complete(
         (out / INDEX_NAME).unlink(missing_ok=True)  # first: from here on the folder is unfinished
         _remove(out, keep=set())
     elif (out / INDEX_NAME).exists():
-        present = read_index(out)
+        present = read_index(out, recipe.source)
         _refuse_other(out, present.recipe(), recipe)
 
     jobs = {split: list(_jobs(out, recipe, split, samples)) for split, samples in splits.items()}
     finished = {job.path: shard for split in jobs for job in jobs[split] if (shard := _finished(job))}
     kept = len(finished)
+    _refuse_damaged(out, finished.values(), max_damaged)
     todo = [job for split in jobs for job in jobs[split] if job.path not in finished]
     total = sum(len(samples.labels_N) for samples in splits.values())
     there = sum(shard.images for shard in finished.values())
@@ -133,6 +156,7 @@ def _complete(
     with tqdm(total=total, initial=there, unit=" images", desc=str(out), disable=shown) as bar:
         for job, shard in _write_all(todo, workers):
             finished[job.path] = shard
+            _refuse_damaged(out, finished.values(), max_damaged)
             bar.update(shard.images)
 
     shards = {split: tuple(finished[job.path] for job in jobs[split]) for split in jobs}
@@ -158,6 +182,24 @@ def _refuse_other(out: Path, found: Recipe, wanted: Recipe) -> None:
         mend = prepare_command(wanted.source, out, "--overwrite")
         fault = f"{out} holds other data ({what or 'other images'})"
         raise UserError(f"{fault}: choose another --out, or replace it with {mend}")
+
+
+def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> None:
+    replaced = [image for shard in shards for image in shard.replaced]
+    if len(replaced) > max_damaged:
+        first = "; ".join(f"{image.name}: {image.reason}" for image in replaced[:3])
+        raise UserError(
+            f"damaged images: {len(replaced)} or more, which is more than --max-damaged {max_damaged} (first {first}):"
+            f" mend them, or accept more; the finished shards stay in {out}"
+        )
+
+
+def _log_replaced(index: Index) -> None:
+    replaced = [(split, image) for split in index.splits for shard in index.splits[split] for image in shard.replaced]
+    for split, image in replaced[:_NAMED]:
+        log.warning("%s is damaged: %s; %s image %d stands in", image.name, image.reason, split, image.stand_in)
+    if len(replaced) > _NAMED:
+        log.warning("and %d more; index.json names them all", len(replaced) - _NAMED)
 
 
 def _jobs(out: Path, recipe: Recipe, split: str, samples: Samples) -> Iterator[_Job]:
@@ -206,45 +248,106 @@ def _follow_parent() -> None:
 
 
 def write_shard(job: _Job) -> Shard:
-    """Write one shard and its sidecar: aside, flushed to the disk, then renamed."""
-    height, width, channels = job.recipe.image_shape
-    counts = {}
+    """Write one shard and its sidecar: aside, flushed to the disk, then renamed. UserError if no image is sound."""
     aside = _aside(job.path)
-    with aside.open("wb") as file:
-        # Fixed owner, mode and time, so that the same images give the same bytes.
-        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
-        with writer:
-            for start in range(0, len(job.samples.labels_N), job.recipe.record_images):
-                part = job.samples[start : start + job.recipe.record_images]
-                key = f"{job.split}-{job.first_record + len(counts):06d}"
-                images_NHWC = np.stack([_resized(image, height, channels) for image in part.images])
-                writer.write(
-                    {
-                        "__key__": key,
-                        "images.npy": records.encode(images_NHWC),
-                        "labels.npy": records.encode(part.labels_N.astype("<i8")),
-                    }
+    try:
+        counts, replaced = _write_tar(aside, job)
+        with tarfile.open(aside) as tar:
+            members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
+        with aside.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        shard = Shard(
+            name=job.path.name,
+            bytes=aside.stat().st_size,
+            sha256=sha256,
+            records=tuple(
+                Record(
+                    key=key,
+                    count=n,
+                    crc32=members[f"{key}.crc32.npy"],
+                    images=members[f"{key}.images.npy"],
+                    labels=members[f"{key}.labels.npy"],
                 )
-                counts[key] = len(part.labels_N)
-        file.flush()
-        os.fsync(file.fileno())
-    with tarfile.open(aside) as tar:
-        members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
-    with aside.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    shard = Shard(
-        name=job.path.name,
-        bytes=aside.stat().st_size,
-        sha256=sha256,
-        records=tuple(
-            Record(key=key, count=n, images=members[f"{key}.images.npy"], labels=members[f"{key}.labels.npy"])
-            for key, n in counts.items()
-        ),
-    )
-    os.replace(aside, job.path)
+                for key, n in counts.items()
+            ),
+            replaced=replaced,
+        )
+        os.replace(aside, job.path)
+    finally:
+        aside.unlink(missing_ok=True)
     sidecar = Sidecar(**job.recipe.model_dump(), shard=shard)
     _replace(sidecar_path(job.path), sidecar.model_dump_json().encode())
     return shard
+
+
+def _write_tar(path: Path, job: _Job) -> tuple[dict[str, int], tuple[Replaced, ...]]:
+    """Images of each record by its key, and the damaged images that others stand in for."""
+    size, _, channels = job.recipe.image_shape
+    images, total = _SoundImages(job), len(job.samples.labels_N)
+    counts = {}
+    with path.open("wb") as file:
+        # Fixed owner, mode and time, so that the same images give the same bytes.
+        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
+        with writer:
+            for start in range(0, total, job.recipe.record_images):
+                places = range(start, min(start + job.recipe.record_images, total))
+                images_NHWC = np.empty((len(places), size, size, channels), np.uint8)
+                labels_N = np.empty(len(places), np.int64)
+                for row, place in enumerate(places):
+                    sound, image = images.read(place)
+                    images_NHWC[row] = _resized(image, size, channels)
+                    labels_N[row] = job.samples.labels_N[sound]
+                key = f"{job.split}-{job.first_record + len(counts):06d}"
+                writer.write(
+                    {
+                        "__key__": key,
+                        "crc32.npy": records.encode(records.checksums(images_NHWC, labels_N)),
+                        "images.npy": records.encode(images_NHWC),
+                        "labels.npy": records.encode(labels_N.astype("<i8")),
+                    }
+                )
+                counts[key] = len(places)
+        file.flush()
+        os.fsync(file.fileno())
+    return counts, tuple(images.replaced)
+
+
+class _SoundImages:
+    """The images of one shard; for a damaged one the next sound one, around the end."""
+
+    def __init__(self, job: _Job):
+        self.replaced: list[Replaced] = []
+        self._job = job
+        self._reasons: dict[int, str] = {}
+
+    def read(self, place: int) -> tuple[int, np.ndarray]:
+        """The place in the shard of the image that is written, and the image."""
+        images = self._job.samples.images
+        for step in range(len(images)):
+            sound = (place + step) % len(images)
+            if sound in self._reasons:
+                continue
+            try:
+                image = images[sound]
+            except DamagedImageError as error:
+                self._reasons[sound] = str(error)
+            else:
+                if sound != place:
+                    self._note(place, sound)
+                return sound, image
+        path, name = self._job.path, printable(images.names[0])
+        raise UserError(
+            f"none of the {len(images)} images for {path.name} can be used (first {name}: {self._reasons[0]}):"
+            " does --source name the right folder?"
+        )
+
+    def _note(self, place: int, sound: int) -> None:
+        job = self._job
+        first = job.first_record * job.recipe.record_images
+        name = printable(job.samples.images.names[place])
+        self.replaced.append(
+            Replaced(name=name, reason=self._reasons[place], index=first + place, stand_in=first + sound)
+        )
 
 
 def _resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -277,5 +380,10 @@ def _replace(path: Path, content: bytes) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time. The kernel drops the lock when its process ends, however it ends."""
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
         yield

@@ -1,4 +1,4 @@
-"""Where images come from: each source gives its splits as uint8 images and labels, checked before use."""
+"""The data sets that can be prepared, and the ones in arrays: digits, and MNIST's idx files."""
 
 import difflib
 import gzip
@@ -15,58 +15,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
+from data.celeba import CelebA
 from data.errors import UserError
+from data.folder import Folder
+from data.samples import Samples, Source
 
 _DOWNLOAD_BYTES = 64 * 2**20  # no file that is downloaded is larger
 _TIMEOUT_S = 30.0  # of one connection or read
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The images of one split, in the order of the data set.
-
-    images: n uint8 arrays (H, W) or (H, W, 3); any sequence that can be sliced and pickled, so that images
-        kept in files of their own are decoded by the process that needs them.
-    labels_N: (n,) int64 classes.
-    sha256: of the content, images and labels.
-    """
-
-    images: Sequence[np.ndarray]
-    labels_N: np.ndarray
-    sha256: str
-
-    @classmethod
-    def from_arrays(cls, images_NHW: np.ndarray, labels_N: np.ndarray) -> "Samples":
-        digest = hashlib.sha256(repr(images_NHW.shape).encode())
-        digest.update(np.ascontiguousarray(images_NHW))
-        digest.update(np.ascontiguousarray(labels_N, "<i8"))
-        return cls(images_NHW, labels_N.astype(np.int64), digest.hexdigest())
-
-    def __getitem__(self, part: slice) -> "Samples":
-        return Samples(self.images[part], self.labels_N[part], self.sha256)
-
-
-class Source(Protocol):
-    """A data set. What is known without reading it, and `load`.
-
-    splits: images of each split. classes: number of labels. channels: 1 (grey) or 3 (RGB).
-    embedded: there without a download or a folder.
-    """
-
-    name: str
-    splits: Mapping[str, int]
-    classes: int
-    channels: int
-    embedded: bool
-
-    def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
-        """All splits, from `folder`, or without one from the source's own place. UserError if that fails."""
-        ...
 
 
 class Digits:
@@ -74,9 +34,10 @@ class Digits:
 
     name = "digits"
     splits: ClassVar = {"train": 1437, "test": 360}
-    classes = 10
     channels = 1
+    image_size = 32
     embedded = True
+    image_files = False
 
     def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
         if folder is not None:
@@ -90,7 +51,7 @@ class Digits:
         test_N = np.zeros(len(labels_N), bool)
         test_N[np.argsort(labels_N, kind="stable")[::5]] = True
         return {
-            split: Samples.from_arrays(images_NHW[chosen_N], labels_N[chosen_N])
+            split: Samples.from_arrays(images_NHW[chosen_N], labels_N[chosen_N], classes=10)
             for split, chosen_N in (("train", ~test_N), ("test", test_N))
         }
 
@@ -111,7 +72,9 @@ class IdxSource:
     side: int = 28
     classes: int = 10
     channels: ClassVar[int] = 1
+    image_size: ClassVar[int] = 32
     embedded: ClassVar[bool] = False
+    image_files: ClassVar[bool] = False
 
     def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
         """From a folder with the files, .gz or not, or from the cache, which a download fills."""
@@ -123,7 +86,7 @@ class IdxSource:
             labels_N = read_idx(_existing(folder, labels), (count,))
             if labels_N.max() >= self.classes:
                 raise UserError(f"{folder / labels} holds label {labels_N.max()} of {self.classes} classes")
-            loaded[split] = Samples.from_arrays(images_NHW, labels_N)
+            loaded[split] = Samples.from_arrays(images_NHW, labels_N, self.classes)
         return loaded
 
     def _find(self, folder: Path) -> Path:
@@ -258,15 +221,18 @@ FASHION_MNIST = IdxSource(
     torchvision="FashionMNIST",
     splits={"train": 60_000, "test": 10_000},
 )
-SOURCES: dict[str, Source] = {source.name: source for source in (Digits(), MNIST, FASHION_MNIST)}
-
-# Data sets that a configuration may name and a dry run counts, but that `prepare` cannot write yet.
-ANNOUNCED: Mapping[str, Mapping[str, int]] = {"celeba": {"train": 162_770, "val": 19_867, "test": 19_962}}
+SOURCES: dict[str, Source] = {source.name: source for source in (Digits(), MNIST, FASHION_MNIST, CelebA(), Folder())}
 
 
 def split_sizes(name: str) -> Mapping[str, int]:
-    """Images of each split of a data set, without reading it."""
-    return ANNOUNCED[name] if name in ANNOUNCED else SOURCES[name].splits
+    """Images of each split of a data set, without reading it. UserError if only its shards can tell."""
+    splits = SOURCES[name].splits
+    if not splits:
+        raise UserError(
+            f"how many images a {name} holds is known once it is prepared: write its shards with"
+            f" `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
+        )
+    return splits
 
 
 def find_source(name: str) -> Source:

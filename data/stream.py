@@ -1,23 +1,23 @@
 """The training sequence: which image comes at which place, and how it is read from its shard."""
 
 import threading
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data import records
 from data.batch import Batch
 from data.errors import UserError
-from data.index import Index, open_shard, prepare_command
+from data.index import Index
 from data.patches import patchify
 from data.randomness import permutation
+from data.split_images import SplitImages
+
+_CHUNK = 1024  # images that are read at once into memory
 
 
 class Stream:
@@ -27,10 +27,12 @@ class Stream:
     a function of (seed, epoch) alone, or in file order when the seed is None. The stream has no state: a run
     that counts the images it has seen resumes anywhere, on any number of ranks and threads.
 
-    A split of at most `memory_bytes` of uint8 pixels is read once and stays on `device`; a larger one is
-    mapped and read at random. Both give the same batches.
+    A split of at most `memory_bytes` of uint8 pixels is read once and stays on `device`; a larger one is read
+    at random. Both give the same batches. Every image is checked when it is read: for a damaged one the next sound
+    one stands in, with its label.
 
-    Raises UserError when the shards do not fit the index, or the images do not divide into patches.
+    Raises UserError when the shards do not fit the index, no image is sound, or the images do not divide into
+    patches.
 
     images: images of an epoch. patches: L. patch_dim: D = 3 * patch_size^2 (grey is repeated three times).
     """
@@ -55,33 +57,25 @@ class Stream:
         self.patches = (height // patch_size) ** 2
         self.patch_dim = 3 * patch_size**2
         self.device = torch.device(device)
-        self.damaged: dict[int, str] = {}
         self._patch_size = patch_size
         self._seed = seed
         self._orders: dict[int, Tensor] = {}  # of the last two epochs: a batch may cross the seam
         self._lock = threading.Lock()
 
-        self._label_N = torch.empty(self.images, dtype=torch.int64)
+        self._source = SplitImages(index, root, split)
+        self._label_N = torch.from_numpy(self._source.label_N)
         self._pixels_NLD: Tensor | None = None  # uint8; grey is stored once
-        self._starts: list[int] = []  # of the mapped records, in the order of the split
-        self._maps: list[np.ndarray] = []
-        in_memory = self.images * index.image_bytes <= memory_bytes
-        if in_memory:
-            shape = (self.images, self.patches, patch_size**2 * self._channels)
-            self._pixels_NLD = torch.empty(shape, dtype=torch.uint8)
-        start = 0
-        for images_BHWC, label_B in _each_record(index, Path(root), split, in_memory):
-            stop = start + len(label_B)
-            self._label_N[start:stop] = torch.from_numpy(label_B)
-            if in_memory:
-                self._pixels_NLD[start:stop] = patchify(torch.from_numpy(images_BHWC), patch_size)
-            else:
-                self._starts.append(start)
-                self._maps.append(images_BHWC)
-            start = stop
-        self._label_N = self._label_N.to(self.device)
-        if in_memory:
-            self._pixels_NLD = self._pixels_NLD.to(self.device)
+        if self.images * index.image_bytes <= memory_bytes:
+            self._load()
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """The damaged images found so far: the index in the data set, and one line that says where and why."""
+        return self._source.damaged
+
+    def damaged_error(self, limit: int) -> UserError:
+        """For a run that accepts at most `limit` damaged images and found more."""
+        return self._source.damaged_error(limit)
 
     def order(self, position_B: Tensor) -> Tensor:
         """The index in the data set, 0 .. images-1, of each position: (B,) int64, on the CPU."""
@@ -100,15 +94,15 @@ class Stream:
         """The images at these positions ((B,) int64, best on the CPU), on the stream's device."""
         index_B = self.order(position_B)
         if self._pixels_NLD is None:
-            pixels_BLD = patchify(self._gather(index_B), self._patch_size).to(self.device)
-            index_B = index_B.to(self.device)
+            pixels_BLD, label_B = self._read(index_B)
+            pixels_BLD, label_B = pixels_BLD.to(self.device), label_B.to(self.device)
         else:
             index_B = index_B.to(self.device)
-            pixels_BLD = self._pixels_NLD.index_select(0, index_B)
+            pixels_BLD, label_B = self._pixels_NLD.index_select(0, index_B), self._label_N[index_B]
         x_BLD = pixels_BLD.float() / 255
         if self._channels == 1:
             x_BLD = torch.stack([x_BLD] * 3, dim=-1).flatten(2)
-        return Batch(x_BLD, position_B.to(self.device), self._label_N[index_B])
+        return Batch(x_BLD, position_B.to(self.device), label_B)
 
     def _order_of(self, epoch: int) -> Tensor:
         """(images,) int64: the permutation of one epoch."""
@@ -119,28 +113,19 @@ class Stream:
                 self._orders[epoch] = permutation(self._seed, "order", torch.tensor([epoch]), self.images)[0]
             return self._orders[epoch]
 
-    def _gather(self, index_B: Tensor) -> Tensor:
-        """(B, H, W, C) uint8 from the mapped records."""
-        rows = []
-        for index in index_B.tolist():
-            record = bisect_right(self._starts, index) - 1
-            rows.append(self._maps[record][index - self._starts[record]])
-        return torch.from_numpy(np.stack(rows))
+    def _read(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, L, D) uint8 and labels (B,) int64 from the shards."""
+        images_BHWC, source_B = self._source.read(index_B.numpy())
+        return patchify(torch.from_numpy(images_BHWC), self._patch_size), self._label_N[source_B]
 
-
-def _each_record(index: Index, root: Path, split: str, in_memory: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images (B, H, W, C) uint8, read or mapped, and labels (B,) int64 of each record, in order."""
-    images_of = records.read_images if in_memory else records.map_images
-    for shard in index.splits[split]:
-        with open_shard(root, index, shard) as file:
-            for record in shard.records:
-                try:
-                    images_BHWC, label_B = images_of(file, record, index), records.read_labels(file, record)
-                except ValueError as error:
-                    place = f"{root / shard.name}: record {record.key}: {error}"
-                    mend = prepare_command(index.source, root, "--overwrite")
-                    raise UserError(f"{place}; write the shards again with {mend}") from None
-                yield images_BHWC, label_B
+    def _load(self) -> None:
+        """Read the whole split to the device; the shards are needed no more."""
+        shape = (self.images, self.patches, self._patch_size**2 * self._channels)
+        pixels_NLD, label_N = torch.empty(shape, dtype=torch.uint8), torch.empty(self.images, dtype=torch.int64)
+        for index_B in torch.arange(self.images).split(_CHUNK):
+            pixels_NLD[index_B[0] : index_B[-1] + 1], label_N[index_B] = self._read(index_B)
+        self._pixels_NLD, self._label_N = pixels_NLD.to(self.device), label_N.to(self.device)
+        self._source.close()
 
 
 def prefetch(read: Callable[[Tensor], Batch], positions: Iterable[Tensor], workers: int) -> Iterator[Batch]:

@@ -1,16 +1,18 @@
 """Check a folder of shards to the last byte."""
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from data import records
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_path
 
 
@@ -19,11 +21,11 @@ def verify(root: Path | str, progress: bool = False) -> list[str]:
 
     Every shard is read: its size and SHA-256, its members as tar finds them, each record's arrays and labels.
     """
-    root = Path(root)
     try:
         index = read_index(root)
     except UserError as error:
         return [str(error)]
+    root = Path(root)
     faults = []
     shown = None if progress else True  # None: on a terminal
     for shard in tqdm(index.shards, desc=f"verify {root}", unit=" shards", disable=shown):
@@ -47,30 +49,58 @@ def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
         yield from _member_faults(path, file, shard)
         for record in shard.records:
             try:
-                records.read_images(file, record, index)
-                label_B = records.read_labels(file, record)
+                images_BHWC, label_B = records.read_images(file, record, index), records.read_labels(file, record)
+                crc32_B = records.read_checksums(file, record)
             except ValueError as error:
                 yield f"{path}: record {record.key}: {error}"
             else:
+                damaged = np.flatnonzero(records.checksums(images_BHWC, label_B) != crc32_B).tolist()
+                if damaged:
+                    yield f"{path}: record {record.key}: damaged images: {len(damaged)}, first at place {damaged[0]}"
                 if not 0 <= label_B.min() <= label_B.max() < index.classes:
                     yield f"{path}: record {record.key}: labels are not all in 0 .. {index.classes - 1}"
 
 
 def _member_faults(path: Path, file: BinaryIO, shard: Shard) -> Iterator[str]:
     """Whether any tar reader finds the members that the index lists, and no others."""
-    file.seek(0)
+    found: dict[str, Member] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            found = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
-    except (tarfile.TarError, ValidationError) as error:
-        yield f"{path}: cannot be read as tar ({error})"
+        for header in _headers(file):
+            if header.name in found:
+                raise ValueError(f"member {header.name} is there twice")
+            found[header.name] = Member(offset=file.tell(), bytes=header.size)
+    except (tarfile.TarError, ValueError) as error:
+        yield f"{path}: cannot be read as tar ({printable(str(error))})"
         return
-    listed = {}
-    for record in shard.records:
-        listed |= {f"{record.key}.images.npy": record.images, f"{record.key}.labels.npy": record.labels}
+    listed = {name: member for record in shard.records for name, member in record.members.items()}
     for name in sorted(found.keys() | listed.keys()):
         if found.get(name) != listed.get(name):
-            yield f"{path}: member {name} is not as the index says"
+            yield f"{path}: member {printable(name)} is not as the index says"
+
+
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The header of each member, the file placed at its first byte.
+
+    Header by header, because `tarfile` follows whatever extension a header asks for. Raises ValueError for a member
+    that is no plain file, whose name holds a path, or that is empty or larger than the file.
+    """
+    file.seek(0, os.SEEK_END)
+    end = file.tell()
+    start = 0
+    while start < end:
+        file.seek(start)
+        block = file.read(tarfile.BLOCKSIZE)
+        if block == bytes(tarfile.BLOCKSIZE):
+            return  # what follows the members is filled with zeros
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        if header.type != tarfile.REGTYPE:
+            raise ValueError(f"member {header.name} is no plain file")
+        if "/" in header.name or header.name in ("", ".", ".."):
+            raise ValueError(f"the name of member {header.name} holds a path")
+        if not 0 < header.size <= end - file.tell():
+            raise ValueError(f"member {header.name} has {header.size} bytes")
+        start = file.tell() + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        yield header
 
 
 def _sidecar_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:

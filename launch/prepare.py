@@ -19,6 +19,8 @@ EXAMPLES = """\
 examples:
   python launch/prepare.py digits
   python launch/prepare.py mnist --source ~/torchvision --out datasets/mnist --workers 4
+  python launch/prepare.py celeba --source ~/celeba --out datasets/celeba
+  python launch/prepare.py folder --source ~/pictures --out datasets/pictures --image-size 64
   python launch/prepare.py verify datasets/mnist
 
 An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.
@@ -35,14 +37,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
     for source in SOURCES.values():
         counts = " and ".join(f"{count:,} {split}" for split, count in source.splits.items())
-        add = commands.add_parser(source.name, help=f"write its {counts} images as shards").add_argument
+        what = f"its {counts} images" if counts else "the images of any folder"
+        add = commands.add_parser(source.name, help=f"write {what} as shards").add_argument
         # What is embedded is small: starting processes would take longer than to write it.
         workers = 1 if source.embedded else len(os.sched_getaffinity(0))
         if not source.embedded:
-            add("--source", metavar="DIR", help="folder of the original files; default: download them")
+            default = "required" if source.image_files else "default: download them"
+            add("--source", metavar="DIR", help=f"folder of the original files; {default}")
         add("--out", metavar="DIR", default=f"datasets/{source.name}", help="default: %(default)s")
-        add("--image-size", metavar="N", type=_count, default=32, help="pixels; default: %(default)s")
+        add("--image-size", metavar="N", type=_count, default=source.image_size, help="pixels; default: %(default)s")
         add("--workers", metavar="N", type=_count, default=workers, help="processes; default: %(default)s")
+        if source.image_files:
+            accepted = "damaged images to replace by sound ones before giving up; default: %(default)s"
+            add("--max-damaged", metavar="N", type=_limit, default=100, help=accepted)
         add("--overwrite", action="store_true", help="replace what the folder holds")
     command = commands.add_parser("verify", help="read all shards of a folder and check them")
     command.add_argument("folder", metavar="DIR")
@@ -53,6 +60,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
+
+
+def _limit(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def main(arguments: list[str]) -> int:
@@ -69,6 +80,7 @@ def main(arguments: list[str]) -> int:
         source_dir=getattr(options, "source", None),
         workers=options.workers,
         overwrite=options.overwrite,
+        max_damaged=getattr(options, "max_damaged", 0),
     )
     return 0
 
@@ -82,7 +94,8 @@ def _verify(folder: str) -> int:
         return 1
     index = read_index(folder)
     counts = " and ".join(f"{count:,} {split}" for split, count in index.images.items())
-    print(f"{folder} is whole: {counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB")
+    replaced = f"; {len(index.replaced)} stand in for damaged ones" if index.replaced else ""
+    print(f"{folder} is whole: {counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB{replaced}")
     return 0
 
 

@@ -86,7 +86,7 @@ def refuse_damage(data: DataConfig, *streams: Stream) -> None:
     """UserError when more images of a split are damaged than the configuration accepts."""
     for stream in streams:
         if len(stream.damaged) > data.max_damaged:
-            raise UserError(stream.damage(data.max_damaged))
+            raise stream.damaged_error(data.max_damaged)
 
 
 def open_index(data: DataConfig) -> Index:

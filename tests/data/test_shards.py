@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from data.config import DataConfig
 from data.errors import UserError
 from data.index import load_index
 from data.shards import prepare
@@ -68,7 +70,7 @@ def test_plain_tar_lists_every_shard(digits):
     index, root = digits
     for shard in index.shards:
         listed = subprocess.run(["tar", "tf", root / shard.name], check=True, capture_output=True, text=True)
-        expected = [f"{r.key}.{part}.npy" for r in shard.records for part in ("images", "labels")]
+        expected = [f"{r.key}.{part}.npy" for r in shard.records for part in ("crc32", "images", "labels")]
         assert listed.stdout.split() == expected
 
 
@@ -247,8 +249,10 @@ RECORD = (*SHARD, "records", 0)
 @pytest.mark.parametrize(
     ("place", "value", "fault"),
     [
-        (("version",), 2, "version"),
+        ((*RECORD, "images", "offset"), 0, "overlaps with what is before it"),
+        ((*SHARD, "bytes"), 10**20, "bytes"),
         (("surprise",), 1, "surprise"),
+        (("sur\nprise\x1b",), 1, r"sur\\nprise\\x1b"),
         ((*RECORD, "surprise"), 1, "surprise"),
         ((*RECORD, "count"), -1, "count"),
         ((*RECORD, "count"), "100", "count"),
@@ -279,7 +283,7 @@ def test_a_damaged_index_is_refused_in_one_line(digits, tmp_path, place, value, 
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 1}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 2}', '{"a\\nb": 1}', "[" * 100_000, "\xff"])
 def test_an_index_that_is_no_index_is_refused(tmp_path, text):
     (tmp_path / "index.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"index\.json is damaged") as caught:
@@ -287,6 +291,36 @@ def test_an_index_that_is_no_index_is_refused(tmp_path, text):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"index\.json is damaged .*--overwrite"):
         prepare("digits", tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_index_of_another_version_is_told_apart_from_a_damaged_one(digits, tmp_path, version):
+    root = copy(digits, tmp_path / "digits")
+    edit(root, ("version",), version)
+    with pytest.raises(UserError, match="was written by another version") as caught:
+        load_index(root, "digits")
+    assert f"`python launch/prepare.py digits --out {root} --overwrite`" in str(caught.value)
+    again(root, overwrite=True)
+    assert contents(root) == contents(digits[1])
+
+
+def test_an_index_beyond_all_bounds_is_not_read(tmp_path):
+    with (tmp_path / "index.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(UserError, match="more than 1,073,741,824 bytes"):
+        load_index(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["pipe:cat secret", "http://host/shards", "s3://bucket/shards", "S3://b"])
+def test_what_is_no_folder_is_refused_on_sight(folder):
+    message = f"shards are read from a folder; {folder} is none"
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_index(folder)
+    with pytest.raises(UserError, match=re.escape(message)):
+        prepare("digits", folder, progress=False)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DataConfig(source="digits", shards=folder)
+    assert verify(folder)[0].startswith(message)
 
 
 def test_a_missing_folder_names_the_command(tmp_path):
@@ -340,6 +374,8 @@ def test_every_fault_is_found_and_names_its_file(digits, tmp_path):
     shutil.copy(root / "test-000000.tar", root / "train-000009.tar")
     (root / "test-000000.tar.json").write_text("{}")
     faults = verify(root)
+    damaged = f"{root}/train-000000.tar: record train-000000: damaged images: 1, first at place "
+    assert faults.pop(1).startswith(damaged)
     expected = {
         "train-000000.tar": "SHA-256",
         "train-000001.tar": "has 5000 bytes",

@@ -1,6 +1,10 @@
+import errno
+import os
 import shutil
 import threading
+from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.index import load_index
 from data.patches import unpatchify
+from data.samples import Samples
 from data.shards import prepare
-from data.sources import SOURCES, Digits, Samples
+from data.sources import SOURCES, Digits
 from data.stream import Stream, prefetch
 
 
@@ -93,12 +98,12 @@ def test_digits_are_all_of_scikit_learn():
     assert found == sorted(image.tobytes() for image in expected)
 
 
-def test_memory_and_mapped_reading_agree(digits):
-    memory, mapped = make(digits), make(digits, memory_bytes=0)
-    assert mapped._pixels_NLD is None
+def test_reading_from_memory_and_from_the_shards_agree(digits):
+    memory, shards = make(digits), make(digits, memory_bytes=0)
+    assert shards._pixels_NLD is None
     for start in (0, 700, 1400):
         position_B = torch.arange(start, start + 130)
-        assert_same(memory.read(position_B), mapped.read(position_B))
+        assert_same(memory.read(position_B), shards.read(position_B))
 
 
 def test_colour_keeps_its_channels(tmp_path, monkeypatch):
@@ -109,7 +114,7 @@ def test_colour_keeps_its_channels(tmp_path, monkeypatch):
         name, channels = "colours", 3
 
         def load(self, folder, progress=False):
-            return {"train": Samples.from_arrays(images_NHWC, np.arange(10))}
+            return {"train": Samples.from_arrays(images_NHWC, np.arange(10), 10)}
 
     monkeypatch.setitem(SOURCES, "colours", Colours())
     index = prepare("colours", tmp_path, image_size=8, record_images=4, progress=False)
@@ -185,6 +190,8 @@ def test_prefetch_raises_an_error_where_its_batch_was_due(workers):
         ("images", lambda header: b"\0" * len(header)),
         ("labels", lambda header: header.replace(b"<i8", b"|O8")),
         ("labels", lambda header: header.replace(b"(100,)", b"(999,)")),
+        ("crc32", lambda header: header.replace(b"<u4", b"<f4")),
+        ("crc32", lambda header: header.replace(b"(100,)", b"(099,)")),
         ("labels", lambda header: header[:10] + b"(" * (len(header) - 10)),
     ],
 )
@@ -217,6 +224,159 @@ def test_a_shard_cut_after_the_index_was_loaded_is_named(digits, tmp_path):
         Stream(index, root, "train", patch_size=4, seed=0)
 
 
+# Damaged images.
+
+
+@pytest.fixture
+def spoiled(digits, tmp_path):
+    """A copy of the digits, and a function that alters one byte of an image, its label or its checksum in there."""
+    root = Path(shutil.copytree(digits[1], tmp_path / "copy"))
+
+    def spoil(index, part="images", split="train"):
+        size = {"images": 1024, "labels": 8, "crc32": 4}[part]
+        shard, place = digits[0].splits[split][index // 400], index % 400
+        member = getattr(shard.records[place // 100], part)
+        with (root / shard.name).open("r+b") as file:
+            file.seek(member.offset + 128 + place % 100 * size + size // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 0x10]))
+
+    return (digits[0], root), spoil
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+@pytest.mark.parametrize("part", ["images", "labels", "crc32"])
+def test_a_damaged_image_is_replaced_by_the_next_sound_one(digits, spoiled, memory_bytes, part):
+    copy, spoil = spoiled
+    for index in (457, 700, 701, 1436):  # one, two in a row, the last of the split
+        spoil(index, part)
+    stand_in = {457: 458, 700: 702, 701: 702, 1436: 0}
+    stream = make(copy, memory_bytes=memory_bytes)
+    position_B = torch.arange(stream.images)
+    wanted = [stand_in.get(index, index) for index in stream.order(position_B).tolist()]
+    found, sound = stream.read(position_B), make(digits, seed=None).read(torch.tensor(wanted))
+    assert torch.equal(found.x_BLD, sound.x_BLD)
+    assert torch.equal(found.label_B, sound.label_B)
+    assert torch.equal(found.index_B, position_B)
+    assert stream.damaged.keys() == stand_in.keys()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+def test_each_damaged_image_is_named_once(spoiled, memory_bytes, caplog):
+    copy, spoil = spoiled
+    spoil(457)
+    spoil(458, "labels")
+    stream = make(copy, seed=None, memory_bytes=memory_bytes)
+    for _ in range(2):
+        list(prefetch(stream.read, torch.arange(450, 470).split(5), 3))
+    place = "train-000001.tar, record train-000004, place"
+    reason = "its CRC-32 is not the one that was written"
+    lines = {
+        457: f"train image 457 ({place} 57): {reason}",
+        458: f"train image 458 ({place} 58): {reason}",
+    }
+    assert stream.damaged == lines
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"{line}; image 459 stands in" for line in lines.values()
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    message = str(stream.damaged_error(1))
+    assert (
+        f"damaged images in split train of {copy[1]}: 2, more than data.max_damaged=1 (first: train image 457"
+        in message
+    )
+    assert "--overwrite" in message
+    assert "\n" not in message
+
+
+def test_threads_that_meet_at_a_damaged_image_name_it_once(spoiled, monkeypatch, caplog):
+    copy, spoil = spoiled
+    spoil(457)
+    stream = make(copy, seed=None, memory_bytes=0)
+    plain, both, calls = os.preadv, threading.Barrier(2), count()
+
+    def together(*arguments):
+        if next(calls) < 2:
+            both.wait()  # neither has found it damaged yet
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, "preadv", together)
+    list(prefetch(stream.read, [torch.tensor([457])] * 2, 2))
+    assert len(caplog.records) == len(stream.damaged) == 1
+
+
+def test_only_what_is_read_is_found_damaged(spoiled):
+    copy, spoil = spoiled
+    spoil(457)
+    stream = make(copy, seed=None, memory_bytes=0)
+    stream.read(torch.arange(457))
+    assert stream.damaged == {}
+    stream.read(torch.arange(457, 458))
+    assert list(stream.damaged) == [457]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+def test_a_split_without_a_sound_image_is_refused(spoiled, memory_bytes):
+    copy, spoil = spoiled
+    for index in range(360):
+        spoil(index, "crc32", "test")
+    with pytest.raises(UserError, match="no sound image in split test.*--overwrite"):
+        make(copy, "test", memory_bytes=memory_bytes).read(torch.arange(1))
+    make(copy, "train", memory_bytes=memory_bytes)
+
+
+def test_a_shard_that_is_cut_while_it_is_read_costs_its_images_not_the_run(digits, spoiled):
+    copy, _ = spoiled
+    stream, whole = make(copy, seed=None, memory_bytes=0), make(digits, seed=None)
+    assert_same(stream.read(torch.arange(8)), whole.read(torch.arange(8)))
+    record = digits[0].splits["train"][1].records[2]
+    os.truncate(copy[1] / "train-000001.tar", record.images.offset + 128 + 10 * 1024 + 5)
+    found = stream.read(torch.arange(600, 620))
+    expected = whole.read(torch.tensor([*range(600, 610), *[800] * 10]))  # 800 is the first of the next shard
+    assert torch.equal(found.x_BLD, expected.x_BLD)
+    assert torch.equal(found.label_B, expected.label_B)
+    assert "cut short, 5 of 1024 bytes" in stream.damaged[610]
+    assert "cut short, 0 of 1024 bytes" in stream.damaged[611]
+    assert set(stream.damaged) == set(range(610, 800))
+
+
+def test_an_error_of_the_disk_is_damage(digits, monkeypatch):
+    stream = make(digits, seed=None, memory_bytes=0)
+    plain = os.preadv
+    calls = count()
+
+    def faulty(*arguments):
+        if next(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, "preadv", faulty)
+    found = stream.read(torch.arange(5))
+    expected = make(digits, seed=None, memory_bytes=2**31).read(torch.tensor([0, 1, 3, 3, 4]))
+    assert torch.equal(found.x_BLD, expected.x_BLD)
+    assert "cannot be read (Input/output error)" in stream.damaged[2]
+    again = stream.read(torch.arange(5))  # the disk has recovered, but an image is the same one in each epoch
+    assert torch.equal(again.x_BLD, found.x_BLD)
+
+
+def test_the_shards_are_closed_with_the_stream(digits):
+    def tars():
+        found = set()
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # the one that lists the folder
+                found.add(os.readlink(f"/proc/self/fd/{fd}"))
+        return {name for name in found if name.startswith(str(digits[1]))}
+
+    stream = make(digits, memory_bytes=0)
+    assert len(tars()) == 4
+    del stream
+    assert tars() == set()
+    in_memory = make(digits)
+    assert tars() == set()
+    assert_same(in_memory.read(torch.arange(3)), make(digits).read(torch.arange(3)))
+
+
 def test_unknown_splits_and_patch_sizes_are_refused(digits):
     index, root = digits
     with pytest.raises(UserError, match="no split 'val', only train, test"):
@@ -238,6 +398,7 @@ def test_config_defaults_and_properties():
         ({"source": "mnist", "image_size": 30}, "image_size 30 is no multiple of patch_size 4"),
         ({"source": "mnits"}, "no data set is called 'mnits'"),
         ({"source": "mnist", "sice": 3}, "Extra inputs"),
+        ({"source": "mnist", "max_damaged": -1}, "greater than or equal to 0"),
         ({"source": "mnist", "workers": -1}, "greater than or equal to 0"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +109,7 @@ def test_debug_adds_the_traceback(tmp_path):
         (("digits", "--image-size", "0"), "0 is not a whole number"),
         (("digits", "--workers", "two"), "two is not a whole number"),
         (("digits", "--source", "x"), "--source"),
+        (("folder", "--max-damaged", "-1"), "-1 is not a whole number"),
     ],
 )
 def test_a_wrong_command_line_exits_2_without_traceback(arguments, words):
@@ -123,6 +125,59 @@ def test_help_has_examples():
     assert "python launch/prepare.py mnist --source" in result.stdout
     for option in ("--source", "--out", "--image-size", "--workers", "--overwrite"):
         assert option in run("mnist", "--help").stdout
+    for name, size in (("celeba", 128), ("folder", 64)):
+        shown = run(name, "--help").stdout
+        assert "--max-damaged" in shown
+        assert f"pixels; default: {size}" in shown
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve images of two classes, one of them cut short."""
+    root = tmp_path_factory.mktemp("pictures")
+    for n in range(12):
+        path = root / ("train" if n < 9 else "test") / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (n, 0, 0)).save(path)
+    os.truncate(root / "train/b/5.png", 40)
+    (root / "train/notes.txt").write_text("text")
+    return root
+
+
+def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(pictures, tmp_path):
+    out = tmp_path / "out"
+    result = run("folder", "--source", pictures, "--out", out, "--image-size", 16)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("1 files or links, first train/notes.txt")
+    assert lines[1].startswith("train/b/5.png is damaged: ")
+    assert lines[2].startswith(f"wrote {out}: 9 train and 3 test images in 2 shards")
+    result = run("verify", out)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "9 train and 3 test images in 2 shards" in result.stdout
+    assert result.stdout.endswith("; 1 stand in for damaged ones\n")
+
+
+def test_more_damaged_images_than_accepted_are_one_line(pictures, tmp_path):
+    result = run("folder", "--source", pictures, "--out", tmp_path / "out", "--max-damaged", 0)
+    assert result.returncode == 2
+    assert result.stderr.startswith(
+        "error: damaged images: 1 or more, which is more than --max-damaged 0 (first train/b/5"
+    )
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("celeba",), ("list_eval_partition.txt", "https://mmlab", "--source DIR")),
+        (("folder",), ("--source DIR",)),
+        (("folder", "--source", "s3://bucket/pictures"), ("read from a folder", "s3://bucket/pictures")),
+        (("digits", "--out", "pipe:rm -r x"), ("read from a folder", "pipe:rm -r x")),
+    ],
+)
+def test_a_source_that_is_missing_or_no_folder_is_one_line(arguments, words):
+    assert_user_error(run(*arguments), *words)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,137 @@
+"""The images of one split, read from their shards and each checked; a sound one stands in for a damaged one."""
+
+import logging
+import os
+import threading
+import weakref
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data import records
+from data.errors import UserError
+from data.index import Index, open_shard, prepare_command
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a record lies: its open shard, its first pixel in there, its first image in the split."""
+
+    file: BinaryIO
+    shard: str
+    key: str
+    offset: int
+    first: int
+
+
+class SplitImages:
+    """Random access to the images of a split, from any thread.
+
+    A damaged image (its bytes cannot be read, or have another CRC-32 than was written) is replaced by the next
+    sound one, index + 1, + 2, ..., around the end of the split: the same on every rank. It is logged once.
+
+    Raises UserError when a shard does not fit the index, and when no image of the split is sound.
+
+    images: how many. label_N: (images,) int64, as they stand in the shards. damaged: index in the split to one
+    line that says where the image lies and why it cannot be used, of the damaged images found so far.
+    """
+
+    def __init__(self, index: Index, root: Path | str, split: str):
+        self.images = index.images[split]
+        self.image_shape = index.image_shape
+        self.damaged: dict[int, str] = {}
+        self._root, self._split = Path(root), split
+        self._mend = f"write the shards again with {prepare_command(index.source, root, '--overwrite')}"
+        self._lock = threading.Lock()
+        self._places: list[_Place] = []
+        self._firsts: list[int] = []
+        files: list[BinaryIO] = []
+        self.close = weakref.finalize(self, _close, files)
+
+        label_parts, crc32_parts = [], []
+        first = 0
+        for shard in index.splits[split]:
+            file = open_shard(root, index, shard)
+            files.append(file)
+            for record in shard.records:
+                try:
+                    offset = records.first_image(file, record, index)
+                    label_parts.append(records.read_labels(file, record))
+                    crc32_parts.append(records.read_checksums(file, record))
+                except ValueError as error:
+                    place = f"{self._root / shard.name}: record {record.key}: {error}"
+                    raise UserError(f"{place}; {self._mend}") from None
+                self._places.append(_Place(file, shard.name, record.key, offset, first))
+                self._firsts.append(first)
+                first += record.count
+        self.label_N = np.concatenate(label_parts)
+        self._crc32_N = np.concatenate(crc32_parts)
+
+    def read(self, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images (B, H, W, C) uint8, and (B,) int64 which images of the split these are."""
+        images_BHWC = np.empty((len(index_B), *self.image_shape), np.uint8)
+        source_B = np.empty(len(index_B), np.int64)
+        for row, index in enumerate(index_B.tolist()):
+            source_B[row] = self._read_sound(index, images_BHWC[row])
+        return images_BHWC, source_B
+
+    def damaged_error(self, limit: int) -> UserError:
+        """For a run that accepts at most `limit` damaged images and found more."""
+        with self._lock:  # threads may go on reading
+            count, first = len(self.damaged), self.damaged[min(self.damaged)]
+        return UserError(
+            f"damaged images in split {self._split} of {self._root}: {count}, more than data.max_damaged={limit}"
+            f" (first: {first}): {self._mend}, or raise data.max_damaged"
+        )
+
+    def _read_sound(self, index: int, image_HWC: np.ndarray) -> int:
+        """Read an image, or the one that stands in for it, and return the index of what was read."""
+        faults = {}
+        for step in range(self.images):
+            sound = (index + step) % self.images
+            if sound in self.damaged:
+                continue
+            fault = self._fault(sound, image_HWC)
+            if fault is None:
+                break
+            faults[sound] = fault
+        else:
+            raise UserError(f"{self._root} has no sound image in split {self._split}: {self._mend}")
+        with self._lock:
+            for damaged, fault in faults.items():
+                if damaged not in self.damaged:  # another thread may have met it, too
+                    self.damaged[damaged] = f"{self._name(damaged)}: {fault}"
+                    log.warning("%s; image %d stands in", self.damaged[damaged], sound)
+        return sound
+
+    def _fault(self, index: int, image_HWC: np.ndarray) -> str | None:
+        """Read an image; why it is damaged, or None."""
+        place = self._place(index)
+        pixels = memoryview(image_HWC).cast("B")
+        try:  # into the array at a place of its own: threads share the file, and a cut file is just a short read
+            count = os.preadv(place.file.fileno(), [pixels], place.offset + (index - place.first) * len(pixels))
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        if count < len(pixels):
+            return f"cut short, {count} of {len(pixels)} bytes"
+        if zlib.crc32(self.label_N[index].tobytes(), zlib.crc32(pixels)) != self._crc32_N[index]:
+            return "its CRC-32 is not the one that was written"
+        return None
+
+    def _place(self, index: int) -> _Place:
+        return self._places[bisect_right(self._firsts, index) - 1]
+
+    def _name(self, index: int) -> str:
+        place = self._place(index)
+        return f"{self._split} image {index} ({place.shard}, record {place.key}, place {index - place.first})"
+
+
+def _close(files: list[BinaryIO]) -> None:
+    for file in files:
+        file.close()
