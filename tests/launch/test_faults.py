@@ -222,3 +222,62 @@ def test_too_many_in_a_row_end_the_run_with_all_that_is_known(start, tiny_file, 
     assert os.path.basename(report["last_good_checkpoint"]) >= "img-000000000064"
     done = start("python", "launch/train.py", *command(tiny_file, run, "train.total_images=128"))
     assert done.returncode == 0, done.stderr  # from the weights that never took part in those steps
+
+
+@pytest.fixture
+def damaged_shards(digits_shards, tmp_path) -> Path:
+    """The digits with one byte altered in the middle of the training images."""
+    folder = tmp_path / "digits"
+    shutil.copytree(digits_shards, folder)
+    index = json.loads((folder / "index.json").read_text())
+    shard = index["splits"]["train"][0]
+    member = shard["records"][0]["images"]
+    with (folder / shard["name"]).open("r+b") as file:
+        file.seek(member["offset"] + member["bytes"] // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    return folder
+
+
+def test_a_damaged_image_is_replaced_named_and_counted(start, tiny_file, tmp_path, damaged_shards):
+    """The same losses whether the images stay in memory or not, and after a resume."""
+    overrides = [f"data.shards={damaged_shards}", "train.total_images=1440"]
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    runs = [(memory, ()), (disk, ["data.memory_bytes=0", "train.max_steps=40"]), (disk, ["data.memory_bytes=0"])]
+    for run, more in runs:
+        done = start("python", "launch/train.py", *command(tiny_file, run, *overrides, *more))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("its CRC-32 is not the one that was written; image") <= 1
+    assert "warning: train image 5" in done.stderr
+    for run in (memory, disk):
+        assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["damaged_images"] == 1
+    assert losses(memory) == losses(disk)
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 2**31])
+def test_more_damage_than_is_accepted_ends_the_run(start, tiny_file, tmp_path, damaged_shards, memory_bytes):
+    overrides = [f"data.shards={damaged_shards}", f"data.memory_bytes={memory_bytes}", "train.total_images=1440"]
+    done = start("python", "launch/train.py", *command(tiny_file, tmp_path / "run", *overrides, "data.max_damaged=0"))
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: damaged images in split train")
+    assert "more than data.max_damaged=0" in last
+
+
+@pytest.mark.parametrize("shards", ["pipe:touch executed", "http://localhost/digits", "s3://bucket/digits"])
+def test_shards_that_are_no_folder_are_refused_on_sight(start, tiny_file, tmp_path, root, shards):
+    done = start("python", "launch/train.py", *command(tiny_file, tmp_path / "run", f"data.shards={shards}"))
+    assert done.returncode == 2
+    assert "shards are read from a folder" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (root / "executed").exists()
+
+
+def test_a_shard_that_was_cut_is_named_at_the_start(start, tiny_file, tmp_path, damaged_shards):
+    shard = next(damaged_shards.glob("train-*.tar"))
+    os.truncate(shard, shard.stat().st_size - 512)
+    done = start("python", "launch/train.py", *command(tiny_file, tmp_path / "run", f"data.shards={damaged_shards}"))
+    assert done.returncode == 2
+    assert f"{shard}: has" in done.stderr
+    assert not (tmp_path / "run").exists()

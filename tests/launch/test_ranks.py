@@ -177,6 +177,29 @@ def test_one_ranks_nan_makes_all_skip_the_step(start, tiny_file, tmp_path, refer
     assert kept[0] == pytest.approx(kept[1], rel=2e-5)
 
 
+def test_damage_that_one_rank_meets_counts_for_all(start, tiny_file, tmp_path, digits_shards):
+    """Read at random, so that only the rank whose turn it is sees the altered image."""
+    folder = tmp_path / "digits"
+    shutil.copytree(digits_shards, folder)
+    shard = next(folder.glob("train-000000.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    overrides = [f"data.shards={folder}", "data.memory_bytes=0", "train.total_images=1440"]
+    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, tmp_path / "run", *overrides))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["damaged_images"] == 1
+    one = start("python", TRAIN, *command(tiny_file, tmp_path / "one", *overrides))
+    assert one.returncode == 0, one.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=2e-5)
+    refused = start(
+        "deepspeed", "--num_gpus", "2", TRAIN, *command(tiny_file, tmp_path / "r", *overrides, "data.max_damaged=0")
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("error: ") == 1
+    assert "more than data.max_damaged=0" in refused.stderr
+
+
 def test_a_mistake_is_said_once(start, tiny_file, tmp_path):
     for arguments, cause in (
         (["train.batchsize=3"], "did you mean"),

@@ -91,14 +91,14 @@ def test_an_interrupted_one_is_no_checkpoint_and_does_no_harm(tmp_path):
 @pytest.mark.parametrize(
     "name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
-@pytest.mark.parametrize("damage", ["truncated", "altered", "longer", "absent"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "altered at the end", "longer", "absent"])
 def test_damage_is_found_the_file_named_and_the_last_whole_one_used(tmp_path, name, damage):
     earlier, path = save(tmp_path, checkpoint(8)), save(tmp_path, checkpoint(16))
     content = bytearray((path / name).read_bytes())
     if damage == "truncated":
         (path / name).write_bytes(content[: len(content) // 2])
-    elif damage == "altered":
-        content[len(content) // 2] ^= 1
+    elif damage.startswith("altered"):
+        content[len(content) // 2 if damage == "altered" else -1] ^= 1
         (path / name).write_bytes(content)
     elif damage == "longer":
         (path / name).write_bytes(content + content)
