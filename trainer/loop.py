@@ -69,7 +69,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
                 _draw(task, test_stream, config, values, run)
         return values
 
-    start_images = images
+    start_images, owes_checkpoint = images, False
     (stopped,) = world.max_over_ranks(stop.signal_name is not None)
     values = world.broadcast(run.evaluation(images) if world.is_main else None)
     with writer, bar:
@@ -88,9 +88,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             damaged = max(len(train_stream.damaged), len(test_stream.damaged))
             stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
-            with_checkpoint = stopped or due(config.checkpoint.every_images)
+            owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
             metrics.record_step(step, images, terms, learning_rate=rate, damaged_images=damaged)
-            if with_checkpoint:
+            if stopped or owes_checkpoint:
                 metrics.flush()
             if writer.is_pending and not writing:
                 writer.finish()
@@ -103,7 +103,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
 
             if not stopped and (due(config.evaluate.every_images) or due(config.evaluate.picture_every_images)):
                 values = look(with_picture=due(config.evaluate.picture_every_images))
-            if with_checkpoint:
+            # Weights that have just given a loss that is not finite are kept only when there will be no others.
+            if stopped or images >= config.total_images or (owes_checkpoint and not metrics.last_skipped):
+                owes_checkpoint = False
                 with metrics.phase("checkpoint"):
                     score = task.score(values) if values and values["images"] == images else None
                     skipped = metrics.skipped_steps
