@@ -9,13 +9,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class PartialLinear(nn.Linear):
+    """A linear layer of which a part of the outputs can be asked for.
+
+    The weight is cut inside of `forward`, where ZeRO stage 3 has it whole.
+    """
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        return F.linear(x, self.weight[start:stop], self.bias[start:stop])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with the parameters and names of timm's (qkv and proj with biases)."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv = PartialLinear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
@@ -25,6 +35,14 @@ class Attention(nn.Module):
         mask = None if allowed_BQK is None else allowed_BQK[:, None]
         y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask)
         return self.proj(y_BHNK.transpose(1, 2).reshape(batch, tokens, width))
+
+    def project(self, x_NE: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q (rows from first_query on), k and v of all rows, each (rows, heads, width of a head)."""
+        width = x_NE.shape[1]
+        if first_query == 0:
+            return self.qkv(x_NE).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        q_NE, kv_NE = self.qkv(x_NE[first_query:], 0, width), self.qkv(x_NE, width)
+        return q_NE.unflatten(1, (self.num_heads, -1)), *kv_NE.unflatten(1, (2, self.num_heads, -1)).unbind(1)
 
 
 def encode_allowed(observed_BL: Tensor) -> Tensor:

@@ -63,13 +63,26 @@ class TokenEmbedding(nn.Module):
         side = round(patches**0.5)
         self.register_buffer("position_LE", build_sincos2d_pos_embed([side, side], embed_dim), persistent=False)
 
-    def forward(self, x_BLD: Tensor, observed_BL: Tensor, z_BZ: Tensor | None) -> Tensor:
-        """Tokens (B, L+1, E); z_BZ None asks for z."""
+    def forward(
+        self,
+        x_ND: Tensor | None = None,
+        place_N: Tensor | None = None,
+        masked_place_N: Tensor | None = None,
+        z_BZ: Tensor | None = None,
+        z_queries: int = 0,
+    ) -> Tensor:
+        """Tokens one after the other, (rows, E): patches at their places, [M] at places, each z, so many z-queries."""
         dtype = self.mask_token.dtype
-        patch_BLE = torch.where(observed_BL[..., None], self.patch_embed(x_BLD.to(dtype)), self.mask_token)
-        patch_BLE = patch_BLE + self.position_LE.to(dtype)
-        z_BE = self.z_query.expand(len(x_BLD), -1) if z_BZ is None else self.z_embed(z_BZ.to(dtype))
-        return self.norm(torch.cat([patch_BLE, z_BE[:, None].to(patch_BLE.dtype)], dim=1))
+        position_LE = self.position_LE.to(dtype)
+        rows = []
+        if x_ND is not None:
+            rows.append(self.patch_embed(x_ND.to(dtype)) + position_LE[place_N])
+        if masked_place_N is not None:
+            rows.append(self.mask_token + position_LE[masked_place_N])
+        if z_BZ is not None:
+            rows.append(self.z_embed(z_BZ.to(dtype)))
+        rows.append(self.z_query.expand(z_queries, -1))
+        return self.norm(torch.cat(rows))
 
 
 class BigLearnVAE(nn.Module):
@@ -105,8 +118,12 @@ class BigLearnVAE(nn.Module):
         """
         allowed = encode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
         trunk = self.trunk if self.method == "biglearn_u" else self.encoder
-        h_BNE = trunk(self.embed(x_BLD, observed_BL, None), allowed)
-        mu_BZ, logvar_BZ = self.z_head(h_BNE[:, -1]).float().chunk(2, dim=-1)
+        h_BNE = trunk(self._tokens(x_BLD, observed_BL, None), allowed)
+        return self.z_distribution(h_BNE[:, -1])
+
+    def z_distribution(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 mu_BZ and logvar_BZ from what came out for the z-query."""
+        mu_BZ, logvar_BZ = self.z_head(h_BE).float().chunk(2, dim=-1)
         return mu_BZ, logvar_BZ.clamp(-self.config.logvar_limit, self.config.logvar_limit)
 
     def decode(self, z_BZ: Tensor, x_BLD: Tensor, observed_BL: Tensor, wanted_BT: Tensor | None = None) -> Tensor:
@@ -117,10 +134,19 @@ class BigLearnVAE(nn.Module):
         """
         allowed = decode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
         trunk = self.trunk if self.method == "biglearn_u" else self.decoder
-        h_BLE = trunk(self.embed(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
+        h_BLE = trunk(self._tokens(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
         if wanted_BT is not None:
             h_BLE = h_BLE.gather(1, wanted_BT[..., None].expand(-1, -1, h_BLE.shape[-1]))
         return self.x_head(h_BLE).float()
+
+    def _tokens(self, x_BLD: Tensor, observed_BL: Tensor, z_BZ: Tensor | None) -> Tensor:
+        """All L+1 tokens of each sample, (B, L+1, E): patches or [M], then z or, without one, the z-query."""
+        batch, patches = observed_BL.shape
+        place_L = torch.arange(patches, device=x_BLD.device)
+        rows = self.embed(x_BLD.flatten(0, 1), place_L.repeat(batch), place_L, z_BZ, batch if z_BZ is None else 0)
+        patch_NE, mask_LE, z_BE = rows.split([batch * patches, patches, batch])
+        patch_BLE = torch.where(observed_BL[..., None], patch_NE.unflatten(0, (batch, patches)), mask_LE)
+        return torch.cat([patch_BLE, z_BE[:, None]], dim=1)
 
 
 def _initialise(module: nn.Module) -> None:

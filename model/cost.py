@@ -14,8 +14,9 @@ from model.transformer import Trunk
 class Cost:
     """For one training image, mean over the cycle of plans.
 
-    tokens_per_image: tokens that enter a trunk. token_layers_per_image: tokens times the layers they go through.
-    flops_per_image: floating-point operations of the matrix products of forward and backward.
+    tokens_per_image: tokens that enter a trunk. token_layers_per_image: tokens that leave a layer, over all layers;
+    of others only keys and values are computed. flops_per_image: floating-point operations of the matrix products
+    of forward and backward.
     """
 
     tokens_per_image: float
@@ -27,12 +28,17 @@ def measure_cost(task: nn.Module, patches: int, token_dim: int) -> Cost:
     """Run every plan of `task`, which must live on the meta device, forward and backward once."""
     tokens = token_layers = 0
 
-    def count(trunk: Trunk, inputs) -> None:
-        nonlocal tokens, token_layers
-        tokens += inputs[0].shape[0] * inputs[0].shape[1]
-        token_layers += inputs[0].shape[0] * inputs[0].shape[1] * len(trunk.blocks)
+    def enters(norm: nn.Module, inputs) -> None:
+        nonlocal tokens
+        tokens += inputs[0].shape[:-1].numel()
 
-    hooks = [m.register_forward_pre_hook(count) for m in task.modules() if isinstance(m, Trunk)]
+    def leaves(norm: nn.Module, inputs) -> None:
+        nonlocal token_layers
+        token_layers += inputs[0].shape[:-1].numel()
+
+    trunks = [module for module in task.modules() if isinstance(module, Trunk)]
+    hooks = [trunk.blocks[0].norm1.register_forward_pre_hook(enters) for trunk in trunks]
+    hooks += [block.norm2.register_forward_pre_hook(leaves) for trunk in trunks for block in trunk.blocks]
     images = flops = 0
     with torch.device("meta"):
         for plan in task.plans:

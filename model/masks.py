@@ -79,6 +79,11 @@ def place_masks(n_S_B: Tensor, n_T_B: Tensor, index_B: Tensor, patches: int, see
     return observed_BL, ~observed_BL & (rank_BL < (n_S_B + n_T_B)[:, None])
 
 
+def place_order(index_B: Tensor, patches: int, seed: int) -> Tensor:
+    """The places of each sample in the order in which `place_masks` takes them: first S, then T. (B, L) int64."""
+    return randomness.permutation(seed, "masks", index_B, patches).argsort(dim=1)
+
+
 def plan_masks(plan: Plan, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
     """S and T of a batch whose B samples are the plan's groups one after the other, in equal shares."""
     sizes_G2 = torch.tensor(plan.groups, device=index_B.device)

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from data import randomness
 from data.batch import Batch
 from model.biglearn import BigLearnVAE
-from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, plan_masks
+from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order, plan_masks
 from model.objective import ObjectiveConfig, elbo_terms
+from model.packed import packed_elbo_terms
 from model.patch_autoencoder import PatchAutoencoder
 
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
@@ -34,11 +35,14 @@ class BigLearnTask(nn.Module):
 
     def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
         """elbo, reconstruction and kl of each sample, (B,); the samples are the plan's groups one after the other."""
-        observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed)
-        noise_BZ = self._noise(batch.index_B, self.seed)
-        terms = elbo_terms(
-            self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=self.standard_prior
-        )
+        model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B
+        noise_BZ = self._noise(index_B, self.seed)
+        if model.config.mask_tokens == "query_only":
+            order_BL = place_order(index_B, model.patches, self.seed)
+            terms = packed_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=self.standard_prior)
+        else:
+            masks = plan_masks(plan, index_B, model.patches, self.seed)
+            terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=self.standard_prior)
         elbo_B = terms.elbo_B(self.objective.beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 

@@ -1,0 +1,94 @@
+"""The packed objective against the readable one: values and gradients, for every plan."""
+
+import pytest
+import torch
+
+from model.biglearn import BigLearnVAE, ModelConfig
+from model.masks import Plan, place_order, plan_masks
+from model.objective import elbo_terms
+from model.packed import packed_elbo_terms
+
+PATCHES, DIM = 16, 12
+PLANS = {
+    "a bit of everything": Plan(((0, 16), (0, 3), (1, 15), (5, 4), (12, 2), (15, 1))),
+    "joint only": Plan(((0, 16),)),
+    "marginal only": Plan(((0, 5), (0, 1))),
+    "conditional only": Plan(((3, 13), (8, 8))),
+    "all of S but one": Plan(((15, 1),)),
+    "one target of one": Plan(((1, 1), (0, 1))),
+}
+
+
+def make(method: str, dtype=torch.float32) -> BigLearnVAE:
+    torch.manual_seed(0)
+    config = ModelConfig(embed_dim=32, encoder_depth=2, decoder_depth=2, num_heads=4, latent_dim=6)
+    model = BigLearnVAE(config, method, DIM, PATCHES)
+    with torch.no_grad():
+        for p in model.parameters():  # nothing is zero, so everything shows
+            p.add_(0.1 * torch.randn_like(p))
+    return model.to(dtype)
+
+
+def both(method: str, plan: Plan, standard_prior: bool, dtype=torch.float32, batch: int = 3):
+    """(terms, gradients) of the packed form and of the oracle."""
+    size = batch * len(plan.groups)
+    index_B = torch.arange(100, 100 + size)
+    x_BLD = torch.rand(size, PATCHES, DIM, generator=torch.Generator().manual_seed(1))
+    noise_BZ = torch.randn(size, 6, generator=torch.Generator().manual_seed(2))
+    x_BLD, noise_BZ = x_BLD.to(dtype), noise_BZ.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    outcomes = []
+    for packed in (True, False):
+        model = make(method, dtype)
+        if packed:
+            order_BL = place_order(index_B, PATCHES, seed=3)
+            terms = packed_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior)
+        else:
+            masks = plan_masks(plan, index_B, PATCHES, seed=3)
+            terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=standard_prior)
+        terms.elbo_B(0.7).mean().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        outcomes.append(((terms.reconstruction_B, terms.kl_B), gradients))
+    return outcomes
+
+
+CASES = [("vae", True), ("biglearn_t", False), ("biglearn_u", False)]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("method", "standard_prior"), CASES)
+def test_terms_and_gradients_are_those_of_encode_and_decode(method, standard_prior, plan):
+    if method == "vae" and any(n_S for n_S, _ in PLANS[plan].groups):
+        pytest.skip("the vae observes nothing")
+    (terms, gradients), (expected, expected_gradients) = both(method, PLANS[plan], standard_prior)
+    for value_B, expected_B in zip(terms, expected, strict=True):
+        torch.testing.assert_close(value_B, expected_B, rtol=1e-5, atol=1e-5 * max(1.0, expected_B.abs().max().item()))
+    for name, gradient in gradients.items():
+        other = expected_gradients[name]
+        assert (gradient is None) == (other is None), name
+        if gradient is not None:
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5 * max(1.0, other.abs().max().item()))
+
+
+@pytest.mark.parametrize(("method", "standard_prior"), CASES)
+def test_bf16_is_as_near_to_float64_as_the_oracle_is(method, standard_prior):
+    plan = PLANS["a bit of everything"]
+    (exact, _), _ = both(method, plan, standard_prior, torch.float64)
+    outcomes = both(method, plan, standard_prior, torch.bfloat16)
+    errors = [
+        sum(
+            ((value_B.double() - exact_B).norm() / exact_B.norm()).item()
+            for value_B, exact_B in zip(t, exact, strict=True)
+        )
+        for t, _ in outcomes
+    ]
+    assert errors[0] < 1.5 * errors[1] + 0.01
+    assert errors[0] < 0.2
+
+
+def test_every_parameter_gets_a_gradient_whatever_the_plan():
+    """ZeRO and DDP wait for all of them."""
+    for method, standard_prior in CASES:
+        for plan in PLANS.values():
+            (_, gradients), _ = both(method, plan, standard_prior)
+            missing = {name for name, gradient in gradients.items() if gradient is None}
+            assert not missing, (method, plan, missing)
