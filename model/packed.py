@@ -79,6 +79,7 @@ def packed_elbo_terms(
     observing = [g for g, (n_S, _) in groups if n_S]
     with_prior = [] if standard_prior else observing
     shares_prior = not standard_prior and len(observing) < len(groups)
+    assert not (standard_prior and observing), "only the joint VAE has the prior N(0, I), and it observes nothing"
 
     # Phase 1. The rows: x_{S∪T} of every group; x_S of the groups that have a prior; z-queries; the one of p(z).
     places = [order_BL[rows, : n_S + n_T] for rows, (_, (n_S, n_T)) in zip(of_group, groups, strict=True)]
