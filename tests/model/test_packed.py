@@ -71,7 +71,7 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, standard_pri
 
 @pytest.mark.parametrize(("method", "standard_prior"), CASES)
 def test_bf16_is_as_near_to_float64_as_the_oracle_is(method, standard_prior):
-    plan = PLANS["a bit of everything"]
+    plan = PLANS["joint only" if method == "vae" else "a bit of everything"]
     (exact, _), _ = both(method, plan, standard_prior, torch.float64)
     outcomes = both(method, plan, standard_prior, torch.bfloat16)
     errors = [
@@ -88,7 +88,7 @@ def test_bf16_is_as_near_to_float64_as_the_oracle_is(method, standard_prior):
 def test_every_parameter_gets_a_gradient_whatever_the_plan():
     """ZeRO and DDP wait for all of them."""
     for method, standard_prior in CASES:
-        for plan in PLANS.values():
+        for plan in [PLANS["joint only"]] if method == "vae" else PLANS.values():
             (_, gradients), _ = both(method, plan, standard_prior)
             missing = {name for name, gradient in gradients.items() if gradient is None}
             assert not missing, (method, plan, missing)
