@@ -1,7 +1,5 @@
 """Shards: plain tar files of batched records, written completely or not at all."""
 
-import errno
-import fcntl
 import hashlib
 import logging
 import multiprocessing
@@ -26,6 +24,7 @@ from webdataset import TarWriter
 
 from data import records
 from data.errors import UserError, printable
+from data.files import aside_of, lock, write_aside
 from data.images import DamagedImageError
 from data.index import (
     INDEX_NAME,
@@ -164,7 +163,7 @@ def _complete(
     if todo or index != present:
         # What an interrupted run with another request left would mislead readers that take all *.tar.
         _remove(out, keep={name for shard in index.shards for name in (shard.name, f"{shard.name}.json")})
-        _replace(out / INDEX_NAME, index.model_dump_json(indent=1).encode())
+        write_aside(out / INDEX_NAME, index.model_dump_json(indent=1).encode())
     return index, kept
 
 
@@ -249,7 +248,7 @@ def _follow_parent() -> None:
 
 def write_shard(job: _Job) -> Shard:
     """Write one shard and its sidecar: aside, flushed to the disk, then renamed. UserError if no image is sound."""
-    aside = _aside(job.path)
+    aside = aside_of(job.path)
     try:
         counts, replaced = _write_tar(aside, job)
         with tarfile.open(aside) as tar:
@@ -276,7 +275,7 @@ def write_shard(job: _Job) -> Shard:
     finally:
         aside.unlink(missing_ok=True)
     sidecar = Sidecar(**job.recipe.model_dump(), shard=shard)
-    _replace(sidecar_path(job.path), sidecar.model_dump_json().encode())
+    write_aside(sidecar_path(job.path), sidecar.model_dump_json().encode())
     return shard
 
 
@@ -356,34 +355,10 @@ def _resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
-def _aside(path: Path) -> Path:
-    """Where this process writes a file before it is renamed."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there with all its content or as it was before, even if the power goes."""
-    aside = _aside(path)
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. The kernel drops the lock when its process ends, however it ends."""
+    """One writer at a time."""
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
+        if not lock(file, wait=True):
             log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
         yield

@@ -88,9 +88,9 @@ def dry_run(config) -> int:
 
 def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
+    from data.files import write_aside
     from data.shards import prepare
     from data.sources import SOURCES
-    from trainer.files import write_aside
     from trainer.loop import train as train_loop
     from trainer.run_directory import RunDirectory
     from trainer.world import joined_world

@@ -125,16 +125,17 @@ def packed_elbo_terms(
         keep=tuple(observed.values()) if is_universal else (),
     )
     mu_QZ, logvar_QZ = model.z_distribution(answers_QE)
-    mu_q, logvar_q = mu_QZ[: len(x_BLD)], logvar_QZ[: len(x_BLD)]
+    mu_q, logvar_q = mu_QZ[: len(x_BLD)], logvar_QZ[: len(x_BLD)]  # the posterior's queries come first
     if standard_prior:
         mu_p, logvar_p = torch.zeros_like(mu_q), torch.zeros_like(logvar_q)
     else:
-        of_prior = {g: len(x_BLD) + batch * i for i, g in enumerate(with_prior)}
-        rows = [
-            range(of_prior[g], of_prior[g] + batch) if g in of_prior else [n_queries - 1] * batch for g, _ in groups
-        ]
-        row_B = torch.tensor([row for of in rows for row in of], device=x_BLD.device)
-        mu_p, logvar_p = mu_QZ[row_B], logvar_QZ[row_B]
+
+        def of_prior(answers_QZ: Tensor) -> Tensor:
+            """Then those of the groups that observe; where S is empty, all samples share the last row, p(z)."""
+            own = iter(answers_QZ[len(x_BLD) :].split(batch))
+            return torch.cat([next(own) if n_S else answers_QZ[-1:].expand(batch, -1) for n_S, _ in plan.groups])
+
+        mu_p, logvar_p = of_prior(mu_QZ), of_prior(logvar_QZ)
     z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
 
     # Phase 2. The rows: x_S again where it has a trunk of its own; z; [M] at T.

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.errors import UserError
-from trainer.files import sync_directory, write_aside
+from data.files import sync_directory, write_aside
 
 FORMAT = 2
 FILES = {"weights": ("weights",), "ema": ("ema",), "optimizer": ("exp_avg", "exp_avg_sq")}  # the kinds in each

@@ -105,7 +105,6 @@ class CheckpointWriter:
         if self.world.is_main and not error:
             try:
                 complete(self._aside, self._state, {k: v for written, _ in outcomes for k, v in written.items()})
-                remove_others(self.directory, self.config)
             except OSError as refused:
                 error = _reason(refused)
         self.error = self.world.broadcast(error)
@@ -113,6 +112,11 @@ class CheckpointWriter:
             self._warn()
             if self.world.is_main:
                 shutil.rmtree(self._aside, ignore_errors=True)
+        elif self.world.is_main:
+            try:
+                remove_others(self.directory, self.config)
+            except OSError as refused:
+                log.warning("an old checkpoint could not be removed (%s)", _reason(refused))
 
     def _write(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         if self._part == self._parts:  # this rank writes nothing

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from data.errors import NonFiniteError
+from data.files import write_aside
 from data.stream import Stream
 from model.task import BigLearnTask
 from trainer.build import build_parts, micro_batches, refuse_damage, step_inputs
@@ -16,7 +17,6 @@ from trainer.checkpoint import State
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Config
 from trainer.evaluation import evaluate
-from trainer.files import write_aside
 from trainer.metrics import JsonLines, Metrics, ProgressBar, require_finite
 from trainer.pictures import draw_sheet
 from trainer.resume import identity, restore

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.errors import NonFiniteError
-from trainer.files import write_aside
+from data.files import write_aside
 
 log = logging.getLogger(__name__)
 

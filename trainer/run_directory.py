@@ -3,8 +3,6 @@
 config.yaml  run.json  lock  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
 """
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -13,9 +11,9 @@ import uuid
 from pathlib import Path
 
 from data.errors import UserError
+from data.files import lock, write_aside
 from trainer.checkpoint import list_checkpoints, remove_leftovers
 from trainer.config import Config, dump_config
-from trainer.files import write_aside
 from trainer.metrics import read_lines
 
 log = logging.getLogger(__name__)
@@ -40,23 +38,20 @@ class RunDirectory:
     def acquire(self, resume: bool) -> None:
         """Make the folder and keep every other run out of it until this process ends. Call on one rank.
 
-        The kernel holds the lock and drops it with the process, however it ends. Raises UserError when another run
+        Raises UserError when another run
         is at work here, or when there is one to resume and `resume` is not set.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(self._lock, wait=False):
+                log.warning("%s lies where files cannot be locked: see to it that no two runs use it", self.path)
         except BlockingIOError:
             self._lock.seek(0)
             owner = self._lock.read(200).strip() or "another process"
             raise UserError(
                 f"{self.path} is in use by {owner}: wait for it, stop it, or choose another run_dir=..."
             ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            log.warning("%s lies on a file system without locks: see that no two runs use it", self.path)
         if not resume:
             self.refuse_present()
         self._lock.truncate(0)

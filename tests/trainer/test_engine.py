@@ -1,5 +1,7 @@
 """Engines, in this process: the same steps, the same state, accumulation."""
 
+import dataclasses
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -149,3 +151,11 @@ def test_steps_after_a_skipped_one_are_as_if_it_never_was(tiny, world):
     bad.x_BLD[:] = float("inf")
     engine.step([bad], task.plans[0], 1e-3, 0.5)
     assert steps(task, engine, range(3)) == steps(other_task, other, range(3))
+
+
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
+def test_an_engine_that_sees_another_world_than_the_launcher_made_is_refused(tiny, world, name):
+    """As when a library falls back to a world of its own: each rank would train alone."""
+    two = dataclasses.replace(world, rank=1, size=2)
+    with pytest.raises(AssertionError, match="sees rank and world"):
+        build(tiny(*ENGINES[name]), two)

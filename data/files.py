@@ -1,0 +1,49 @@
+"""Files that are complete or absent, and locks that end with their process."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+
+def aside_of(path: Path) -> Path:
+    """Where this process writes a file before it is renamed."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to the disk, then rename: a reader sees the old content or the new, never a part."""
+    aside = aside_of(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(file: IO, *, wait: bool) -> bool:
+    """Take the lock of an open file; the kernel drops it when the process ends, however it ends.
+
+    False when the file system has no locks. Raises BlockingIOError when another process has it and `wait` is not set.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return True
