@@ -1,4 +1,6 @@
-"""Start launch/train.py with a fault: FAULT="ACTION TARGET COUNT [RANK]" python tests/faults.py ARGUMENTS
+"""Start a command of launch/ with a fault: FAULT="ACTION TARGET COUNT [RANK]" python tests/faults.py ARGUMENTS
+
+The command is train.py, or what COMMAND names in the environment.
 
 When TARGET (module:qualified.name) is called the COUNT-th time, by RANK if one is given,
 
@@ -50,5 +52,5 @@ def install(action: str, target: str, count: str, rank: str | None = None) -> No
 
 if __name__ == "__main__":
     install(*os.environ["FAULT"].split())
-    sys.argv[0] = str(ROOT / "launch/train.py")
+    sys.argv[0] = str(ROOT / "launch" / os.environ.get("COMMAND", "train.py"))
     runpy.run_path(sys.argv[0], run_name="__main__")

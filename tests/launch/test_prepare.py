@@ -1,7 +1,6 @@
 """launch/prepare.py as its user meets it: a command, its lines and its exit code."""
 
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments, cwd=ROOT, **environment):
-    command = [sys.executable, ROOT / "launch" / "prepare.py", *map(str, arguments)]
+def run(*arguments, cwd=ROOT, script="launch/prepare.py", **environment):
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
     # Without PYTHONPATH: the script must find its own checkout.
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True)
@@ -204,13 +203,11 @@ def test_mnist_is_written_in_parallel(mnist, tmp_path):
 
 def test_an_interrupt_exits_130_and_the_next_run_goes_on(mnist, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, ROOT / "launch" / "prepare.py", "mnist", "--source", mnist, "--out", out]
-    process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("*.tar.json")):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert (process.returncode, errors) == (130, "interrupted\n")
+    arguments = ["mnist", "--source", mnist, "--out", out, "--workers", "1"]
+    fault = {"COMMAND": "prepare.py", "FAULT": "SIGINT data.shards:write_shard 3"}
+    interrupted = run(*arguments, script="tests/faults.py", **fault)
+    assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
+    assert len(list(out.glob("*.tar.json"))) == 2
     assert not (out / "index.json").exists()
     result = run("mnist", "--source", mnist, "--out", out)
     assert result.returncode == 0
