@@ -36,12 +36,18 @@ class Attention(nn.Module):
         y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask)
         return self.proj(y_BHNK.transpose(1, 2).reshape(batch, tokens, width))
 
-    def project(self, x_NE: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q (rows from first_query on), k and v of all rows, each (rows, heads, width of a head)."""
-        width = x_NE.shape[1]
-        if first_query == 0:
-            return self.qkv(x_NE).unflatten(1, (3, self.num_heads, -1)).unbind(1)
-        q_NE, kv_NE = self.qkv(x_NE[first_query:], 0, width), self.qkv(x_NE, width)
+    def project(self, x_NE: Tensor, first_query: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q of the rows from first_query on, k and v of the first `keys` rows, each (rows, heads, width of a head).
+
+        No row is neither: first_query <= keys.
+        """
+        rows, width = x_NE.shape
+        only_read_NE, both_NE, only_ask_NE = x_NE.split([first_query, keys - first_query, rows - keys])
+        q_NE, kv_NE = self.qkv(both_NE).split([width, 2 * width], dim=1)
+        if len(only_read_NE):
+            kv_NE = torch.cat([self.qkv(only_read_NE, width), kv_NE])
+        if len(only_ask_NE):
+            q_NE = torch.cat([q_NE, self.qkv(only_ask_NE, 0, width)])
         return q_NE.unflatten(1, (self.num_heads, -1)), *kv_NE.unflatten(1, (2, self.num_heads, -1)).unbind(1)
 
 

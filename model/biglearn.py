@@ -103,6 +103,14 @@ class BigLearnVAE(nn.Module):
         self.apply(_initialise)
         self._initialise_variance()
 
+    @property
+    def encoding_trunk(self) -> Trunk:
+        return self.trunk if self.method == "biglearn_u" else self.encoder
+
+    @property
+    def decoding_trunk(self) -> Trunk:
+        return self.trunk if self.method == "biglearn_u" else self.decoder
+
     def _initialise_variance(self) -> None:
         """Start with sigma = e^-2 everywhere: a z that is mostly noise is not worth reading, and the decoder would
         first learn to ignore it."""
@@ -117,8 +125,7 @@ class BigLearnVAE(nn.Module):
         Returns float32 mu_BZ and logvar_BZ, logvar clamped to ±logvar_limit.
         """
         allowed = encode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
-        trunk = self.trunk if self.method == "biglearn_u" else self.encoder
-        h_BNE = trunk(self._tokens(x_BLD, observed_BL, None), allowed)
+        h_BNE = self.encoding_trunk(self._tokens(x_BLD, observed_BL, None), allowed)
         return self.z_distribution(h_BNE[:, -1])
 
     def z_distribution(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +140,7 @@ class BigLearnVAE(nn.Module):
         place (what then stands at places in S has no meaning). Returns float32 mean_BTD (T = L for None).
         """
         allowed = decode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
-        trunk = self.trunk if self.method == "biglearn_u" else self.decoder
-        h_BLE = trunk(self._tokens(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
+        h_BLE = self.decoding_trunk(self._tokens(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
         if wanted_BT is not None:
             h_BLE = h_BLE.gather(1, wanted_BT[..., None].expand(-1, -1, h_BLE.shape[-1]))
         return self.x_head(h_BLE).float()

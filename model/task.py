@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from data import randomness
 from data.batch import Batch
 from model.biglearn import BigLearnVAE
-from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order, plan_masks
+from model.fused import fused_elbo_terms
+from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order
 from model.objective import ObjectiveConfig, elbo_terms
-from model.packed import packed_elbo_terms
 from model.patch_autoencoder import PatchAutoencoder
 
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
@@ -37,12 +37,8 @@ class BigLearnTask(nn.Module):
         """elbo, reconstruction and kl of each sample, (B,); the samples are the plan's groups one after the other."""
         model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B
         noise_BZ = self._noise(index_B, self.seed)
-        if model.config.mask_tokens == "query_only":
-            order_BL = place_order(index_B, model.patches, self.seed)
-            terms = packed_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=self.standard_prior)
-        else:
-            masks = plan_masks(plan, index_B, model.patches, self.seed)
-            terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=self.standard_prior)
+        order_BL = place_order(index_B, model.patches, self.seed)
+        terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=self.standard_prior)
         elbo_B = terms.elbo_B(self.objective.beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 
@@ -65,7 +61,8 @@ class BigLearnTask(nn.Module):
         biglearn_elbo: eq. (7) with S and T drawn from the true Betas; the vae, which never saw such a task, gets
         N(0, I) for its prior. joint_elbo: eq. (1) with the method's own prior (learned p(z); N(0, I) for the
         vae), joint_elbo_standard_prior: with N(0, I).
-        inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S).
+        inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S);
+        inpainting_error_fifth: the same with a fifth of the patches seen.
         """
         x_BLD, index_B, patches = batch.x_BLD, batch.index_B, self.model.patches
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
@@ -75,17 +72,21 @@ class BigLearnTask(nn.Module):
             terms = elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
             return terms.elbo_B(self.objective.beta)
 
-        half_B = torch.full_like(index_B, patches // 2)
-        seen_BL, missing_BL = place_masks(half_B, patches - half_B, index_B, patches, EVALUATION_SEED)
-        mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
-        error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+        def inpainting_error_B(s_ratio):
+            n_S_B = torch.full_like(index_B, int(s_ratio * patches))
+            seen_BL, missing_BL = place_masks(n_S_B, patches - n_S_B, index_B, patches, EVALUATION_SEED)
+            mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
+            error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+            return (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1)
+
         joint_B = elbo_B(nothing_BL, ~nothing_BL, self.standard_prior)
         drawn = drawn_masks(self.objective, index_B, patches, EVALUATION_SEED)
         return {
             "biglearn_elbo": elbo_B(*drawn, self.standard_prior),
             "joint_elbo": joint_B,
             "joint_elbo_standard_prior": joint_B if self.standard_prior else elbo_B(nothing_BL, ~nothing_BL, True),
-            "inpainting_error": (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1),
+            "inpainting_error": inpainting_error_B(0.5),
+            "inpainting_error_fifth": inpainting_error_B(0.2),
         }
 
     def _noise(self, index_B: Tensor, seed: int) -> Tensor:

@@ -73,15 +73,16 @@ def test_joint_elbo_is_equation_1():
         torch.testing.assert_close(task.evaluate(batch())[name], terms.elbo_B(0.01))
 
 
-def test_in_painting_error_is_that_of_the_missing_half_from_the_other_half():
+@pytest.mark.parametrize(("name", "n_S"), [("inpainting_error", L // 2), ("inpainting_error_fifth", L // 5)])
+def test_in_painting_error_is_that_of_the_missing_patches_from_the_others(name, n_S):
     task, x_BLD, index_B = task_of(), batch().x_BLD, batch().index_B
-    half_B = torch.full((8,), L // 2)
-    seen_BL, missing_BL = place_masks(half_B, half_B, index_B, L, EVALUATION_SEED)
+    n_S_B = torch.full((8,), n_S)
+    seen_BL, missing_BL = place_masks(n_S_B, L - n_S_B, index_B, L, EVALUATION_SEED)
     assert torch.equal(missing_BL, ~seen_BL)
-    hidden_BLD = x_BLD * seen_BL[..., None]  # the model gets nothing of the other half
+    hidden_BLD = x_BLD * seen_BL[..., None]  # the model gets nothing of the others
     painted_BLD = task.model.decode(task.model.encode(hidden_BLD, seen_BL)[0], hidden_BLD, seen_BL)
     expected_B = [(painted_BLD - x_BLD)[b][missing_BL[b]].square().mean().item() for b in range(8)]
-    assert task.evaluate(batch())["inpainting_error"].tolist() == pytest.approx(expected_B, rel=1e-5)
+    assert task.evaluate(batch())[name].tolist() == pytest.approx(expected_B, rel=1e-5)
 
 
 def test_patch_autoencoder_is_scored_by_the_error_of_a_pixel():
