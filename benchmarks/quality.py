@@ -1,0 +1,161 @@
+"""What a mode of mask tokens costs in quality: dense and query_only, trained alike, at equal steps and equal time.
+
+Trains MNIST, Case 1, with every method, mode and seed asked for, one run after the other, and prints a table of the
+test figures. A run that was interrupted goes on; one that is complete is not made again.
+
+Equal steps are the figures at the end. Equal time are those of each run at the moment when the faster mode of its
+method has ended, by the images a second that benchmarks/throughput.py measured in one run (--throughput): the wall
+time of runs made one after the other would compare the days, not the modes.
+
+examples:
+  python launch/prepare.py mnist
+  python benchmarks/quality.py --throughput benchmarks/results/throughput-cpu.json --out quality.json
+  python benchmarks/quality.py --epochs 100 --evaluate-images 10000 engine.device=cuda
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from trainer.config import load_config
+from trainer.run_directory import RunDirectory
+
+CONFIG = ROOT / "configs/mnist_case1.yaml"
+MODES = ("query_only", "dense")
+FIGURES = {
+    "biglearn_elbo": "BigLearnELBO",
+    "joint_elbo": "JointELBO",
+    "inpainting_error": "error, S-ratio 0.5",
+    "inpainting_error_fifth": "error, S-ratio 0.2",
+}
+
+
+def main() -> None:
+    options = parse()
+    cells = [(seed, method, mode) for seed in range(options.seeds) for method in options.methods for mode in MODES]
+    if not options.table_only:
+        for cell in cells:
+            train(options, *cell)
+    rows = [row for cell in cells if (row := read(options, *cell))]
+    print(table(rows))
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    description, _, examples = __doc__.partition("examples:\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--methods", nargs="+", default=["vae", "biglearn_u"], choices=["vae", "biglearn_t", "biglearn_u"])
+    add("--seeds", type=int, default=3, help="seeds 0 .. N-1; default: %(default)s")
+    add("--epochs", type=int, default=2, help="default: %(default)s")
+    add("--evaluate-images", type=int, default=2000, metavar="N", help="first test images; default: %(default)s")
+    add("--runs", type=Path, default=Path("runs/quality"), help="run directories; default: %(default)s")
+    add("--throughput", type=Path, help="rows of benchmarks/throughput.py, for equal time")
+    add("--table-only", action="store_true", help="train nothing, print what is complete")
+    add("--out", type=Path, help="write the rows as JSON")
+    add("overrides", nargs="*", metavar="key=value", help="of the configuration, as in launch/train.py")
+    return parser.parse_args()
+
+
+def directory(options: argparse.Namespace, seed: int, method: str, mode: str) -> Path:
+    return options.runs / f"{options.epochs}-epochs-{method}-{mode}-{seed}"
+
+
+def settings(options: argparse.Namespace, seed: int, method: str, mode: str) -> list[str]:
+    images = options.epochs * 60_000
+    return [
+        f"run_dir={directory(options, seed, method, mode)}",
+        f"method={method}",
+        f"model.mask_tokens={mode}",
+        f"seed={seed}",
+        "engine.name=accelerate",
+        "optimizer.learning_rate=1e-3",
+        "schedule.warmup_images=12800",
+        f"train.total_images={images}",
+        f"checkpoint.every_images={images // 10}",
+        f"evaluate.every_images={images // 5}",
+        "evaluate.picture_every_images=0",
+        f"evaluate.images={options.evaluate_images}",
+        *options.overrides,
+    ]
+
+
+def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> None:
+    overrides = settings(options, seed, method, mode)
+    run, config = RunDirectory(directory(options, seed, method, mode)), load_config(CONFIG, overrides)
+    if run.evaluation(config.total_images):
+        return
+    print(f"{method}, {mode}, seed {seed}", file=sys.stderr)
+    command = [sys.executable, ROOT / "launch/train.py", "--config", CONFIG, "--resume", "auto", *overrides]
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+
+
+def read(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict | None:
+    """The figures of one run, None where it is not complete."""
+    config = load_config(CONFIG, settings(options, seed, method, mode))
+    run = RunDirectory(directory(options, seed, method, mode))
+    at_end = run.evaluation(config.total_images)
+    if at_end is None:
+        return None
+    row = {"method": method, "mask_tokens": mode, "seed": seed, "images": config.total_images}
+    row["equal_steps"] = {name: at_end[name] for name in FIGURES}
+    if options.throughput:
+        speeds = [speed(options.throughput, method, other) for other in MODES]
+        row["images_at_equal_time"] = round(config.total_images * speed(options.throughput, method, mode) / max(speeds))
+        lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+        row["equal_time"] = {name: between(lines, name, row["images_at_equal_time"]) for name in FIGURES}
+    return row
+
+
+def speed(path: Path, method: str, mode: str) -> float:
+    """Images a second of Case 1."""
+    (row,) = (
+        row
+        for row in json.loads(path.read_text())
+        if (row.get("method"), row.get("mask_tokens"), row.get("case")) == (method, mode, "1")
+    )
+    return row["images_per_second"]
+
+
+def between(lines: list[dict], name: str, images: int) -> float:
+    """A figure after `images` images, linear between the evaluations around it."""
+    after = next(line for line in lines if line["images"] >= images)
+    before = [line for line in lines if line["images"] <= images][-1]
+    if before["images"] == after["images"]:
+        return after[name]
+    share = (images - before["images"]) / (after["images"] - before["images"])
+    return before[name] + share * (after[name] - before[name])
+
+
+def table(rows: list[dict]) -> str:
+    """Means over the seeds, with the smallest and the largest value."""
+    lines = ["| | mode | seeds | images | " + " | ".join(FIGURES.values()) + " |", "|---" * (4 + len(FIGURES)) + "|"]
+    for kind, title in (("equal_steps", "equal steps"), ("equal_time", "equal time")):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            for mode in MODES:
+                cell = [r for r in rows if (r["method"], r["mask_tokens"]) == (method, mode) and kind in r]
+                if not cell:
+                    continue
+                images = cell[0]["images" if kind == "equal_steps" else "images_at_equal_time"]
+                figures = [summary([row[kind][name] for row in cell], name) for name in FIGURES]
+                lines.append(f"| {title}, {method} | {mode} | {len(cell)} | {images:,} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def summary(values: list[float], name: str) -> str:
+    digits = 2 if name.endswith("elbo") else 4
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
