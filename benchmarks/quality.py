@@ -20,12 +20,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/mnist_case1.yaml"
 MODES = ("query_only", "dense")
 FIGURES = {
