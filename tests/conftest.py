@@ -10,6 +10,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as launch/ does, before torc
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # Triton reads it when it is imported, which other packages may do first
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def root() -> Path:
