@@ -15,15 +15,17 @@ In `dense` mode every pass needs all L+1 tokens. Both encodes are one batch, the
 In both modes all samples with empty S share one prior, p(z).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.biglearn import BigLearnVAE
 from model.masks import Plan
 from model.objective import ElboTerms, gaussian_kl
-from model.packed import Layout, Rectangle, Stream, run
+from model.packed import Layout, Part, Phase, attend_by_rectangles, attend_in_one_launch, run
 from model.transformer import Trunk
 
 
@@ -59,6 +61,7 @@ def fused_elbo_terms(
 
 
 def _query_only_terms(model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool) -> ElboTerms:
+    attend = attend_in_one_launch if model.config.attention == "triton" else attend_by_rectangles
     samples = len(noise_BZ)
     batch = samples // len(groups)
     observing = [g for g, group in enumerate(groups) if group.n_S]
@@ -72,60 +75,42 @@ def _query_only_terms(model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor
         place_N=torch.cat([group.place_BL[:, : group.n_S + group.n_T].flatten() for group in groups]),
         z_queries=n_queries,
     )
+    known_NE, query_QE = tokens_NE.split([len(tokens_NE) - n_queries, n_queries])
+    known_parts = known_NE.split([batch * (group.n_S + group.n_T) for group in groups])
+    seen = [
+        known_of_group_NE.unflatten(0, (batch, -1))[:, : group.n_S].flatten(0, 1)
+        for known_of_group_NE, group in zip(known_parts, groups, strict=True)
+    ]
     layout = Layout()
     known = [layout.add(batch, group.n_S + group.n_T) for group in groups]
-    seen = [
-        part.unflatten(0, (batch, -1))[:, : group.n_S].flatten(0, 1)
-        for part, group in zip(layout.split(tokens_NE[:-n_queries]), groups, strict=True)
-    ]
     observed = {g: layout.add(batch, groups[g].n_S) for g in with_prior}
-    posterior_query = [layout.add(batch, 1) for _ in groups]
-    prior_query = {g: layout.add(batch, 1) for g in with_prior}
-    shared_query = [layout.add(1, 1)] if shares_prior else []
-    packed_NE = torch.cat([tokens_NE[:-n_queries], *(seen[g] for g in with_prior), tokens_NE[-n_queries:]])
-    rectangles = [
-        *(Rectangle(stream, (stream,)) for stream in known),
-        *(Rectangle(stream, (stream,)) for stream in observed.values()),
-        *(Rectangle(query, (stream, query)) for query, stream in zip(posterior_query, known, strict=True)),
-        *(Rectangle(query, (observed[g], query)) for g, query in prior_query.items()),
-        *(Rectangle(query, (query,)) for query in shared_query),
-    ]
+    posteriors = [Part(layout.add(batch, 1), inner=stream) for stream in known]
+    priors = [Part(layout.add(batch, 1), inner=stream) for stream in observed.values()]
+    shared_prior = [Part(layout.add(1, 1))] if shares_prior else []
     is_universal = model.method == "biglearn_u"
-    answers_QE, kept = run(
-        model.encoding_trunk.blocks,
-        packed_NE,
-        layout,
-        rectangles,
-        first_read=posterior_query[0].number,
-        keep=tuple(observed.values()) if is_universal else (),
-    )
+    keep = tuple(observed.values()) if is_universal else ()
+    parts = (*posteriors, *priors, *shared_prior)
+    phase = Phase(tuple(layout), parts, first_read=posteriors[0].z.number, keep=keep)
+    packed_NE = torch.cat([known_NE, *(seen[g] for g in with_prior), query_QE])
+    answers_QE, kept = run(model.encoding_trunk.blocks, packed_NE, phase, attend)
     distributions = _distributions(model, answers_QE, groups, samples, standard_prior)
 
     # Phase 2. The rows: x_S again where it has a trunk of its own; z; [M] at T.
+    again = {} if is_universal else {g: groups[g].n_S for g in observing}
     layout = Layout()
-    repeats = [] if is_universal else observing
-    observed = {g: layout.add(batch, groups[g].n_S) for g in repeats}
-    z_streams = [layout.add(batch, 1) for _ in groups]
+    repeated = {g: layout.add(batch, n_S) for g, n_S in again.items()}
+    z = [layout.add(batch, 1) for _ in groups]
     wanted = [layout.add(batch, group.n_T) for group in groups]
+    kept_of = observed if is_universal else {}
+    parts = tuple(Part(z[g], repeated.get(g), wanted[g], kept_of.get(g)) for g in range(len(groups)))
+    phase = Phase(tuple(layout), parts, first_read=wanted[0].number, kept=keep)
     tokens_NE = model.embed(
         masked_place_N=torch.cat([group.place_BL[:, group.n_S : group.n_S + group.n_T].flatten() for group in groups]),
         z_BZ=_draw(distributions, noise_BZ),
     )
     masked_NE, z_BE = tokens_NE.split([len(tokens_NE) - samples, samples])
-    kept_as = {g: i for i, g in enumerate(with_prior)} if is_universal else {}
-
-    def reads(queries: Stream, g: int) -> Rectangle:
-        own = (observed[g], z_streams[g]) if g in observed else (z_streams[g],)
-        return Rectangle(queries, own, kept_as.get(g))
-
-    rectangles = [
-        *(Rectangle(stream, (stream,)) for stream in observed.values()),
-        *(reads(stream, g) for g, stream in enumerate(z_streams)),
-        *(reads(stream, g) for g, stream in enumerate(wanted)),
-    ]
-    packed_NE = torch.cat([*(seen[g] for g in repeats), z_BE, masked_NE])
-    blocks = model.decoding_trunk.blocks
-    answers_NE, _ = run(blocks, packed_NE, layout, rectangles, first_read=wanted[0].number, kept=kept)
+    packed_NE = torch.cat([*(seen[g] for g in again), z_BE, masked_NE])
+    answers_NE, _ = run(model.decoding_trunk.blocks, packed_NE, phase, attend, kept)
     return _terms(model, answers_NE, groups, distributions)
 
 
@@ -183,13 +168,24 @@ def _all_but_last_layer(trunk: Trunk, h_BNE: Tensor) -> Tensor:
 
 def _last_layer(trunk: Trunk, others: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """The wanted tokens after the last layer, group after group, (rows, E); each group attends to all of itself."""
-    layout = Layout()
-    streams = [layout.add(*x_BNE.shape[:2]) for x_BNE in (*others, *wanted)]
-    pairs = list(zip(streams[: len(others)], streams[len(others) :], strict=True))
-    rectangles = [Rectangle(pair[i], pair) for i in (0, 1) for pair in pairs]
+    block = trunk.blocks[-1]
     packed_NE = torch.cat([x_BNE.flatten(0, 1) for x_BNE in (*others, *wanted)])
-    answers_NE, _ = run(trunk.blocks[-1:], packed_NE, layout, rectangles, first_read=len(others))
-    return answers_NE
+    n_others = [x_BNE.shape[:2].numel() for x_BNE in others]
+    n_wanted = [x_BNE.shape[:2].numel() for x_BNE in wanted]
+    first = sum(n_others)
+    q_QHK, k_NHK, v_NHK = block.attn.project(block.norm1(packed_NE), first, len(packed_NE))
+
+    def of_group(parts: Sequence[Tensor], like: list[Tensor]) -> list[Tensor]:
+        return [x.unflatten(0, x_BNE.shape[:2]).transpose(1, 2) for x, x_BNE in zip(parts, like, strict=True)]
+
+    queries = of_group(q_QHK.split(n_wanted), wanted)
+    keys, values = (of_group(x_NHK.split(n_others + n_wanted), others + wanted) for x_NHK in (k_NHK, v_NHK))
+    answers = []
+    for g, q_BHTK in enumerate(queries):
+        k_BHNK, v_BHNK = (torch.cat([x[g], x[g + len(others)]], dim=2) for x in (keys, values))
+        answers.append(F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNK).transpose(1, 2).flatten(0, 1))
+    h_QE = packed_NE[first:] + block.attn.proj(torch.cat(answers).flatten(1))
+    return h_QE + block.mlp(block.norm2(h_QE))
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class Parts:
 def build_parts(config: Config, world: World) -> Parts:
     """Everything that a configuration describes, on all ranks. UserError, on all ranks, when they do not fit."""
     with world.agreed():
+        if config.model.attention == "triton" and world.device.type != "cuda":
+            raise UserError("model.attention=triton needs a GPU: set model.attention=sdpa")
         task, copy = build_task(config), build_task(config).requires_grad_(False)
         config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
         index = open_index(config.data)

@@ -1,5 +1,7 @@
 """The fused objective against the readable one: values and gradients, for every plan, in both modes."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -19,9 +21,17 @@ PLANS = {
 }
 
 
-def make(method: str, mode: str, dtype=torch.float32) -> BigLearnVAE:
+def make(method: str, mode: str, dtype=torch.float32, attention: str = "sdpa") -> BigLearnVAE:
     torch.manual_seed(0)
-    config = ModelConfig(embed_dim=32, encoder_depth=2, decoder_depth=2, num_heads=4, latent_dim=6, mask_tokens=mode)
+    config = ModelConfig(
+        embed_dim=32,
+        encoder_depth=2,
+        decoder_depth=2,
+        num_heads=2,
+        latent_dim=6,
+        mask_tokens=mode,
+        attention=attention,
+    )
     model = BigLearnVAE(config, method, DIM, PATCHES)
     with torch.no_grad():
         for p in model.parameters():  # nothing is zero, so everything shows
@@ -29,7 +39,7 @@ def make(method: str, mode: str, dtype=torch.float32) -> BigLearnVAE:
     return model.to(dtype)
 
 
-def both(method: str, mode: str, plan: Plan, dtype=torch.float32, batch: int = 3):
+def both(method: str, mode: str, plan: Plan, dtype=torch.float32, batch: int = 3, attention: str = "sdpa"):
     """(terms, gradients) of the fused form and of the oracle."""
     standard_prior = method == "vae"
     size = batch * len(plan.groups)
@@ -39,7 +49,7 @@ def both(method: str, mode: str, plan: Plan, dtype=torch.float32, batch: int = 3
     x_BLD, noise_BZ = x_BLD.to(dtype), noise_BZ.to(torch.float32 if dtype == torch.bfloat16 else dtype)
     outcomes = []
     for fused in (True, False):
-        model = make(method, mode, dtype)
+        model = make(method, mode, dtype, attention)
         if fused:
             order_BL = place_order(index_B, PATCHES, seed=3)
             terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior)
@@ -60,7 +70,19 @@ CASES = [(method, plan) for method in METHODS for plan in (MARGINAL if method ==
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("method", "plan"), CASES)
 def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
-    (terms, gradients), (expected, expected_gradients) = both(method, mode, PLANS[plan])
+    expect_equal(*both(method, mode, PLANS[plan]))
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and find_spec("triton") is None, reason="Triton is there on Linux alone"
+)
+@pytest.mark.parametrize(("method", "plan"), CASES)
+def test_attention_in_one_launch_gives_the_same(method, plan):
+    expect_equal(*both(method, "query_only", PLANS[plan], attention="triton"))
+
+
+def expect_equal(fused, oracle) -> None:
+    (terms, gradients), (expected, expected_gradients) = fused, oracle
     for value_B, expected_B in zip(terms, expected, strict=True):
         torch.testing.assert_close(value_B, expected_B, rtol=1e-5, atol=1e-5 * max(1.0, expected_B.abs().max().item()))
     for name, gradient in gradients.items():

@@ -115,3 +115,13 @@ def test_length_in_images_and_in_steps(tiny):
     assert tiny().steps == 6
     assert tiny("train.max_steps=2").total_images == 32
     assert tiny("train.max_steps=200").steps == 6
+
+
+def test_attention_in_one_launch_needs_a_gpu_and_fitting_heads(tiny, world):
+    from trainer.build import build_parts
+
+    with pytest.raises(UserError, match=r"needs heads of width 16, 32, 64, 128"):
+        tiny("model.attention=triton", "model.num_heads=8", "model.embed_dim=64")
+    fitting = ("model.attention=triton", "model.num_heads=4", "model.embed_dim=64")
+    with pytest.raises(UserError, match=r"needs a GPU: set model\.attention=sdpa"):
+        build_parts(tiny(*fitting), world)
