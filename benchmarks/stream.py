@@ -29,10 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 import math
-import os
-import platform
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +37,6 @@ from io import BytesIO
 from statistics import median
 
 import numpy as np
-import PIL
 import torch
 import webdataset
 from PIL import Image
@@ -49,6 +44,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.machine import machine
 from data.index import Index
 from data.patches import patchify
 from data.shards import prepare
@@ -115,7 +111,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
             for name, form in forms.items():
                 times[name].append(seconds(form, 1 + repeat))
                 bar.update()
-    where = machine()
+    where = machine("torch", "webdataset", "pillow")
     shape = {name: getattr(options, name) for name in ("source", "image_size", "patch_size", "batch_size")}
     return [
         {
@@ -231,25 +227,6 @@ def compare(name: str, form: Form, source: SplitImages) -> None:
     )
     if not same:
         raise SystemExit(f"{name}: an epoch does not hold the images of the shards")
-
-
-def machine() -> dict:
-    """Where the figures were measured, and with which code."""
-    information = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)", information.read_text(), re.MULTILINE) if information.exists() else None
-    processor = named[1] if named else platform.machine()
-    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    revision = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {
-        "hardware": f"{processor}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "webdataset": webdataset.__version__,
-            "pillow": PIL.__version__,
-        },
-        "revision": revision.stdout.strip() or None,
-    }
 
 
 def table(rows: list[dict]) -> str:
