@@ -42,16 +42,24 @@ def with_graphs(engine) -> list[str]:
     return log
 
 
-def micro_batches(number: int, parts: int) -> list[Batch]:
+def micro_batches(number: int, parts: int, device: torch.device) -> list[Batch]:
     whole = batch(number)
-    return [Batch(*pair) for pair in zip(whole.x_BLD.chunk(parts), whole.index_B.chunk(parts), strict=True)]
+    pairs = zip(whole.x_BLD.to(device).chunk(parts), whole.index_B.to(device).chunk(parts), strict=True)
+    return [Batch(*pair) for pair in pairs]
 
 
-def cycles(engine, plans, numbers, parts=1) -> list[dict[str, torch.Tensor]]:
-    """The steps of these numbers, each with its own images and rates."""
-    return [
-        engine.step(micro_batches(n, parts), plans[n % len(plans)], 1e-3 / (n + 1), 1 - 1 / (n + 2)) for n in numbers
-    ]
+def cycles(engine, plans, numbers, parts=1) -> list[dict[str, float]]:
+    """The terms of the steps of these numbers, each with its own images and rates."""
+    made = []
+    for n in numbers:
+        batches = micro_batches(n, parts, engine.world.device)
+        made.append(engine.step(batches, plans[n % len(plans)], 1e-3 / (n + 1), 1 - 1 / (n + 2)))
+    return [{name: value.item() for name, value in terms.items()} for terms in made]  # after the last step
+
+
+def copy_of_state(engine):
+    state = engine.full_state(*KINDS)
+    return {kind: {name: value.clone() for name, value in of_kind.items()} for kind, of_kind in state.items()}
 
 
 def assert_same(engine, other):
@@ -87,10 +95,7 @@ def test_state_that_is_loaded_makes_recordings_void(tiny, world):
     (task, engine), (_, other) = build(tiny(), world), build(tiny(), world)
     log = with_graphs(engine)
     cycles(engine, task.plans[:2], range(4))
-    state = {
-        kind: {name: value.clone() for name, value in of_kind.items()}
-        for kind, of_kind in engine.full_state(*KINDS).items()
-    }
+    state = copy_of_state(engine)
     log.clear()
     engine.load_full_state(state, steps=4)
     other.load_full_state(state, steps=4)
