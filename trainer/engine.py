@@ -21,7 +21,7 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cuda_graphs: bool = False  # accelerate on one process: each plan's step is one CUDA graph; nothing on the CPU
+    cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @model_validator(mode="after")
     def _sound(self):

@@ -54,7 +54,7 @@ class AdamWithAverage(torch.optim.AdamW):
     moments in every ZeRO stage. Each parameter group carries `ema_share`, the share of the weights that enters the
     average (1 - decay), set before a step like `lr`.
 
-    capturable: a CUDA graph of a step gets the rates of each step. They are then tensors that stay where they are.
+    capturable: the rates are tensors that are filled before a step, so that a CUDA graph of it sees new ones.
 
     skip_if(1.0), a scalar on the device, makes the coming step leave weights, moments and average as they are,
     without the host ever reading it.
