@@ -6,6 +6,7 @@ numbers whatever the batch, the rank, the worker or the library version that ask
 
 import math
 import zlib
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,21 +22,27 @@ _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
 
-def _shift(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift: torch's >> on int64 keeps the sign."""
+def _shift(bits: Tensor | int, count: int) -> Tensor | int:
+    """Logical right shift of 64 bits: torch's >> on int64 keeps the sign."""
     return (bits >> count) & (2 ** (64 - count) - 1)
 
 
-def _mix(bits: Tensor) -> Tensor:
+def _mix(bits: Tensor | int) -> Tensor | int:
+    """For a Python integer, which has more bits, right modulo 2^64."""
     bits = (bits ^ _shift(bits, 30)) * _MIX_1
     bits = (bits ^ _shift(bits, 27)) * _MIX_2
     return bits ^ _shift(bits, 31)
 
 
+@cache
+def _key(seed: int, purpose: str) -> int:
+    """A Python integer, because a tensor would have to be sent to the device, for which the host waits."""
+    return _signed(_mix(seed * _GOLDEN + zlib.crc32(purpose.encode())))
+
+
 def random_bits(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
     """64 random bits for each of `count` draws of each sample: (B, count) int64 on the device of index_B."""
-    key = _mix(torch.tensor(_signed(seed * _GOLDEN + zlib.crc32(purpose.encode())), device=index_B.device))
-    sample_B = _mix(key + (index_B + 1) * _GOLDEN)
+    sample_B = _mix((index_B + 1) * _GOLDEN + _key(seed, purpose))
     counter_N = torch.arange(1, count + 1, device=index_B.device) * _GOLDEN
     return _mix(sample_B[:, None] + counter_N)
 

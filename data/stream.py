@@ -95,14 +95,14 @@ class Stream:
         index_B = self.order(position_B)
         if self._pixels_NLD is None:
             pixels_BLD, label_B = self._read(index_B)
-            pixels_BLD, label_B = pixels_BLD.to(self.device), label_B.to(self.device)
+            pixels_BLD, label_B = to_device(pixels_BLD, self.device), to_device(label_B, self.device)
         else:
-            index_B = index_B.to(self.device)
+            index_B = to_device(index_B, self.device)
             pixels_BLD, label_B = self._pixels_NLD.index_select(0, index_B), self._label_N[index_B]
         x_BLD = pixels_BLD.float() / 255
         if self._channels == 1:
             x_BLD = torch.stack([x_BLD] * 3, dim=-1).flatten(2)
-        return Batch(x_BLD, position_B.to(self.device), label_B)
+        return Batch(x_BLD, to_device(position_B, self.device), label_B)
 
     def _order_of(self, epoch: int) -> Tensor:
         """(images,) int64: the permutation of one epoch."""
@@ -126,6 +126,13 @@ class Stream:
             pixels_NLD[index_B[0] : index_B[-1] + 1], label_N[index_B] = self._read(index_B)
         self._pixels_NLD, self._label_N = pixels_NLD.to(self.device), label_N.to(self.device)
         self._source.close()
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; to CUDA from pinned memory, so that the host does not wait until it is there."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def prefetch(read: Callable[[Tensor], Batch], positions: Iterable[Tensor], workers: int) -> Iterator[Batch]:

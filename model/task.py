@@ -51,7 +51,8 @@ class BigLearnTask(nn.Module):
         for name in ("joint", "marginal", "conditional"):
             groups = [g for g, size in enumerate(plan.groups) if self._task_name(*size) == name]
             if groups:
-                means[f"elbo_{name}"] = elbo_GB[groups].mean()
+                # A list as an index would be sent to the device, for which the host waits.
+                means[f"elbo_{name}"] = torch.stack([elbo_GB[g] for g in groups]).mean()
         return loss, {name: value.detach() for name, value in means.items()}
 
     @torch.no_grad()

@@ -8,12 +8,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from data.errors import UserError
+from trainer.cuda_graphs import StepGraphs
 from trainer.engine import Engine, EngineConfig, is_invalid, mean_of
 from trainer.optimizer import AdamWithAverage, OptimizerConfig
 from trainer.world import World
 
 # torch renames the option; accelerate knows it by its old name.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
 
 
 class AccelerateEngine(Engine):
@@ -25,6 +28,10 @@ class AccelerateEngine(Engine):
         world: World,
         max_grad_norm: float | None,
     ):
+        if config.cuda_graphs and world.size > 1:
+            raise UserError(
+                f"engine.cuda_graphs is for one process, this run has {world.size}: set engine.cuda_graphs=false"
+            )
         self.world, self.max_grad_norm = world, max_grad_norm
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self.accelerator = Accelerator(
@@ -35,12 +42,19 @@ class AccelerateEngine(Engine):
         seen = (self.accelerator.process_index, self.accelerator.num_processes)
         assert seen == (world.rank, world.size), f"Accelerate sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
-        self.optimizer = AdamWithAverage(task, optimizer)
+        # Capturable with and without graphs, so that both compute the same.
+        self.optimizer = AdamWithAverage(task, optimizer, capturable=world.device.type == "cuda")
         self.optimizer.create_state(self.parameters.values())
         # One process needs no DDP: evaluation_mode leaves the module as it is, but for autocast.
         self.task = self.accelerator.prepare_model(task, evaluation_mode=world.size == 1)
+        self.graphs = StepGraphs(self.step_at_rates) if config.cuda_graphs and world.device.type == "cuda" else None
 
     def step(self, batches, plan, lr, ema_decay):
+        self.optimizer.set_rates(lr, ema_decay)
+        return (self.graphs or self.step_at_rates)(batches, plan)
+
+    def step_at_rates(self, batches, plan):
+        """A step at the rates that the optimizer was given. The host never waits in it, so that a graph can hold it."""
         terms = []
         for micro, batch in enumerate(batches):
             with self.accelerator.no_sync(self.task) if micro < len(batches) - 1 else nullcontext():
@@ -51,10 +65,9 @@ class AccelerateEngine(Engine):
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip)
         means = self.mean_over_ranks({**mean_of(terms), "gradient_norm": gradient_norm})
         skipped = is_invalid(*means.values())
-        self.optimizer.set_rates(lr, ema_decay)
         self.optimizer.skip_if(skipped)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # the gradients of a graph are in its own memory
         return {**means, "skipped": skipped}
 
     def named_state(self, kind):
@@ -64,6 +77,8 @@ class AccelerateEngine(Engine):
     @torch.no_grad()
     def load_full_state(self, state, steps):
         self.optimizer.create_state(self.parameters.values(), steps)
+        if self.graphs:
+            self.graphs.clear()  # they work on the state that has just been replaced
         for name, p in self.parameters.items():
             p.copy_(state["weights"][name])
             for kind in AdamWithAverage.STATE:

@@ -21,11 +21,16 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @model_validator(mode="after")
     def _sound(self):
         if self.name == "deepspeed" and self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("bf16 under deepspeed needs fp32 master weights: set engine.zero_stage to 1, 2 or 3")
+        if self.name == "deepspeed" and self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs needs the accelerate engine: set engine.name=accelerate or engine.cuda_graphs=false"
+            )
         return self
 
 

@@ -81,7 +81,7 @@ class Metrics:
     def __init__(self, config: MetricsConfig, images: int, sinks: list[Callable[[dict], None]], skipped_steps: int = 0):
         self.steps_late, self.sinks = config.steps_late, sinks
         self.skipped_steps, self.last_skipped = skipped_steps, []
-        self._pending: deque[dict] = deque()
+        self._pending: deque[tuple[dict, list[str], Callable[[], list[float]]]] = deque()
         self.training_seconds = 0.0  # wall time without evaluation and checkpoints
         self._seconds: Counter[str] = Counter()
         self._images, self._time = images, time.monotonic()
@@ -94,14 +94,15 @@ class Metrics:
         self._seconds[f"seconds_{name}"] += time.monotonic() - start
 
     def record_step(self, step: int, images: int, terms: dict[str, Tensor], **values: float) -> None:
-        """Take the terms of a step; they stay on the device for now."""
+        """Take the terms of a step; their way to the host begins, and nobody waits for it yet."""
         now = time.monotonic()
         elsewhere = self._seconds["seconds_evaluation"] + self._seconds["seconds_checkpoint"]
         training_seconds = now - self._time - elsewhere
         self.training_seconds += training_seconds
         values["images_per_second"] = (images - self._images) / max(training_seconds, 1e-9)
         self._images, self._time = images, now
-        self._pending.append({"step": step, "images": images, **terms, **values, **self._seconds})
+        line = {"step": step, "images": images, **dict.fromkeys(terms), **values, **self._seconds}
+        self._pending.append((line, list(terms), _start_copy(torch.stack(list(terms.values())))))
         self._seconds.clear()
         self._drain(self.steps_late)
 
@@ -111,10 +112,8 @@ class Metrics:
 
     def _drain(self, keep: int) -> None:
         while len(self._pending) > keep:
-            line = self._pending.popleft()
-            tensors = [name for name, value in line.items() if isinstance(value, Tensor)]
-            numbers = torch.stack([line[name] for name in tensors]).tolist()  # one transfer for all terms
-            line.update(zip(tensors, numbers, strict=True))
+            line, names, read = self._pending.popleft()
+            line.update(zip(names, read(), strict=True))
             if line.pop("skipped"):
                 self.skipped_steps += 1
                 self.last_skipped.append(dict(line))
@@ -127,6 +126,25 @@ class Metrics:
             assert not unknown, f"not in the registry: {unknown}"
             for sink in self.sinks:
                 sink(line)
+
+
+def _start_copy(values_N: Tensor) -> Callable[[], list[float]]:
+    """Start to copy values to the host; what is returned waits for these alone, not for steps that were queued later.
+
+    From now on whatever becomes of values_N on the device does not matter.
+    """
+    if values_N.device.type != "cuda":
+        return values_N.tolist
+    host_N = torch.empty_like(values_N, device="cpu", pin_memory=True)
+    host_N.copy_(values_N, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host_N.tolist()
+
+    return read
 
 
 class JsonLines:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import nn
+from torch import Tensor, nn
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
@@ -51,7 +51,10 @@ class AdamWithAverage(torch.optim.AdamW):
     """AdamW whose state holds, beside the two moments, the average `ema` of each parameter.
 
     As a part of the optimizer's state the average is in fp32 and is sharded, gathered, saved and loaded with the
-    moments in every ZeRO stage. Each parameter group carries `ema_decay`, set before a step like `lr`.
+    moments in every ZeRO stage. Each parameter group carries `ema_share`, the share of the weights that enters the
+    average (1 - decay), set before a step like `lr`.
+
+    capturable: the rates are tensors that are filled before a step, so that a CUDA graph of it sees new ones.
 
     skip_if(1.0), a scalar on the device, makes the coming step leave weights, moments and average as they are,
     without the host ever reading it.
@@ -59,7 +62,7 @@ class AdamWithAverage(torch.optim.AdamW):
 
     STATE = ("exp_avg", "exp_avg_sq", "ema")
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig):
+    def __init__(self, module: nn.Module, config: OptimizerConfig, *, capturable: bool = False):
         decayed = [p for p in module.parameters() if p.ndim >= 2]
         others = [p for p in module.parameters() if p.ndim < 2]
         super().__init__(
@@ -69,15 +72,22 @@ class AdamWithAverage(torch.optim.AdamW):
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,
+            capturable=capturable,
         )
-        self.set_rates(0.0, 0.0)
+        for group in self.param_groups:
+            for name in ("lr", "ema_share"):
+                group[name] = torch.zeros((), device=decayed[0].device) if capturable else 0.0
         self.skip_if(torch.zeros((), device=decayed[0].device))
 
     def set_rates(self, lr: float, decay: float) -> None:
         for group in self.param_groups:
-            group["lr"], group["ema_decay"] = lr, decay
+            for name, value in (("lr", lr), ("ema_share", 1.0 - decay)):
+                if isinstance(group[name], Tensor):
+                    group[name].fill_(value)
+                else:
+                    group[name] = value
 
-    def skip_if(self, skipped: torch.Tensor) -> None:
+    def skip_if(self, skipped: Tensor) -> None:
         """Whether the coming step is skipped: float32 scalar, 0 or 1."""
         self.found_inf = skipped  # the name by which torch's fused kernel asks for it
 
@@ -99,6 +109,6 @@ class AdamWithAverage(torch.optim.AdamW):
             if params:
                 averages = [self.state[p]["ema"] for p in params]
                 ahead = torch._foreach_sub(params, averages)
-                torch._foreach_mul_(ahead, (1.0 - self.found_inf) * (1.0 - group["ema_decay"]))
+                torch._foreach_mul_(ahead, (1.0 - self.found_inf) * group["ema_share"])
                 torch._foreach_add_(averages, ahead)
         return loss

@@ -9,6 +9,12 @@ from data.randomness import normal, permutation, random_bits, uniform
 
 MANY = torch.arange(20_000)
 GOLDEN_BITS = [[4136607561205992379, 5970600448991636037], [2244696745922003538, -6361161536353429220]]
+GOLDEN_BITS_OF_7 = {  # by seed and purpose
+    (11, "noise"): [6085135251704455492, 4436528650639728897],
+    (-1, "masks"): [7021549601594086133, -431653699220329552],
+    (2**63 - 1, "order"): [-1060269653504368372, -3684249905640135507],
+    (2**64 + 5, "a"): [8428683180878681171, -1594068234557780076],
+}
 GOLDEN_PERMUTATION = [[1, 4, 6, 7, 0, 5, 3, 2]]
 GOLDEN_UNIFORM = [[0.4456701874732971, 0.20304721593856812]]
 GOLDEN_NORMAL = [[1.7058244943618774, -0.12161222100257874, 2.121614694595337]]
@@ -17,6 +23,8 @@ GOLDEN_NORMAL = [[1.7058244943618774, -0.12161222100257874, 2.121614694595337]]
 def test_golden_values():
     """Every run ever made depends on these: a change is a change of all results."""
     assert random_bits(0, "order", torch.tensor([0, 1]), 2).tolist() == GOLDEN_BITS
+    for (seed, purpose), bits in GOLDEN_BITS_OF_7.items():
+        assert random_bits(seed, purpose, torch.tensor([7]), 2).tolist() == [bits]
     assert permutation(3, "mask", torch.tensor([5]), 8).tolist() == GOLDEN_PERMUTATION
     assert uniform(1, "u", torch.tensor([7]), 2).tolist() == GOLDEN_UNIFORM
     torch.testing.assert_close(normal(1, "noise", torch.tensor([2**40]), 3), torch.tensor(GOLDEN_NORMAL))

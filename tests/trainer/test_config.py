@@ -83,6 +83,12 @@ def test_bf16_needs_master_weights(tiny):
         tiny("engine.name=deepspeed", "engine.precision=bf16", "engine.zero_stage=0")
 
 
+def test_cuda_graphs_need_the_accelerate_engine(tiny):
+    assert tiny("engine.cuda_graphs=true").engine.cuda_graphs
+    with pytest.raises(UserError, match="set engine.name=accelerate or engine.cuda_graphs=false"):
+        tiny("engine.cuda_graphs=true", "engine.name=deepspeed")
+
+
 @pytest.mark.parametrize(
     ("text", "cause"),
     [

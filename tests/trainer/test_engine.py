@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.profiler import profile
 
 from data.batch import Batch
+from data.errors import UserError
 from trainer.build import build_engine, build_task
 from trainer.checkpoint_writer import KINDS
 
@@ -96,6 +98,29 @@ def test_gradients_are_clipped_to_the_norm(tiny, world, name):
     assert moved[1] == pytest.approx(1.0, rel=0.05)
 
 
+# Numbers and lists that become tensors; tensors that become numbers; truth values as an index.
+WAITS = ("aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero")
+
+
+@pytest.mark.parametrize("mode", ["dense", "query_only"])
+@pytest.mark.parametrize("method", ["vae", "biglearn_t", "biglearn_u"])
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 0"])  # in the other stages DeepSpeed itself waits
+def test_a_step_sends_nothing_from_or_to_the_host(tiny, world, name, method, mode):
+    """What would make the host wait for a CUDA device has the same names on the CPU."""
+    task, engine = build(tiny(*ENGINES[name], f"method={method}", f"model.mask_tokens={mode}"), world)
+    for plan in task.plans[:2]:
+        with profile() as seen:
+            engine.step([batch(0)], plan, 1e-3, 0.5)
+        events = list(seen.events())
+        assert any(event.name == "aten::_fused_adamw_" for event in events)  # on the CPU, it reads its scalars
+        waits = [event for event in events if event.name in WAITS and "aten::_fused_adamw_" not in callers(event)]
+        assert not waits, callers(waits[0])
+
+
+def callers(event) -> list[str]:
+    return [event.name, *callers(event.cpu_parent)] if event else []
+
+
 @pytest.fixture
 def fresh_precision():
     """Accelerate otherwise keeps the precision of the first engine of a process."""
@@ -151,6 +176,11 @@ def test_steps_after_a_skipped_one_are_as_if_it_never_was(tiny, world):
     bad.x_BLD[:] = float("inf")
     engine.step([bad], task.plans[0], 1e-3, 0.5)
     assert steps(task, engine, range(3)) == steps(other_task, other, range(3))
+
+
+def test_cuda_graphs_are_refused_where_there_are_several_processes(tiny, world):
+    with pytest.raises(UserError, match="set engine.cuda_graphs=false"):
+        build(tiny("engine.cuda_graphs=true"), dataclasses.replace(world, size=2))
 
 
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])

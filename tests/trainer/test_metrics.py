@@ -29,6 +29,17 @@ def test_terms_are_read_some_steps_late_and_none_is_lost():
     assert all(line["seconds_data"] >= 0 and line["images_per_second"] > 0 for line in lines)
 
 
+def test_what_becomes_of_the_terms_after_the_step_does_not_matter():
+    """A later step may use their memory again."""
+    lines = []
+    metrics = Metrics(MetricsConfig(steps_late=2), 0, [lines.append])
+    mine = terms(1)
+    metrics.record_step(1, 8, mine)
+    mine["loss"].fill_(7)
+    metrics.flush()
+    assert lines[0]["loss"] == 1.0
+
+
 def test_seconds_belong_to_one_line_and_speed_to_the_images_since_the_last():
     lines = []
     metrics = Metrics(MetricsConfig(steps_late=0), 8000, [lines.append])

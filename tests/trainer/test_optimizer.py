@@ -8,6 +8,7 @@ from trainer.optimizer import AdamWithAverage, OptimizerConfig, ScheduleConfig, 
 
 
 def train(optimizer, module, steps, set_rates):
+    """The parameters after each step."""
     torch.manual_seed(0)
     for step in range(steps):
         set_rates(step)
@@ -41,6 +42,27 @@ def test_the_average_is_the_recursion():
     for step, (weight, _) in enumerate(train(optimizer, module, 3, lambda s: optimizer.set_rates(0.1, decays[s]))):
         expected = decays[step] * expected + (1 - decays[step]) * weight
         torch.testing.assert_close(optimizer.state[module.weight]["ema"], expected)
+
+
+def test_rates_that_a_graph_reads_stay_where_they_are():
+    """As tensors, which alone a recorded step sees change; to the rounding of the rate they give the same steps."""
+    rates = [(0.1, 0.3), (0.02, 0.9), (0.05, 0.6)]
+
+    def made(capturable):
+        torch.manual_seed(1)
+        module = nn.Linear(4, 3)
+        optimizer = AdamWithAverage(module, OptimizerConfig(), capturable=capturable)
+        optimizer.create_state(module.parameters())
+        before = [(group["lr"], group["ema_share"]) for group in optimizer.param_groups]
+        steps = list(train(optimizer, module, 3, lambda step: optimizer.set_rates(*rates[step])))
+        if capturable:
+            for tensors, group in zip(before, optimizer.param_groups, strict=True):
+                assert group["lr"] is tensors[0]
+                assert group["ema_share"] is tensors[1]
+                assert [tensor.item() for tensor in tensors] == pytest.approx([0.05, 0.4])
+        return [*steps, [optimizer.state[p]["ema"] for p in module.parameters()]]
+
+    torch.testing.assert_close(made(True), made(False))
 
 
 def test_half_life_of_the_average_is_in_images_and_ramps_up():
