@@ -40,6 +40,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from statistics import median
 
 import torch
@@ -163,17 +164,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def build(
     case: str, method: str, mask_tokens: str, engine: str, overrides: list[str], shards: str, world: World
 ) -> Cell:
-    settings = [f"method={method}", f"engine.name={engine}", f"engine.device={world.device.type}"]
-    settings.append(f"model.mask_tokens={'query_only' if mask_tokens == 'query_only' else 'dense'}")
-    config = load_config(ROOT / "configs" / CASES[case], [*settings, *overrides])
-
-    def task_of() -> nn.Module:
-        task = build_task(config)
-        return LiteralTask(task.model, task.objective, task.seed) if mask_tokens == "literal" else task
-
-    with torch.device("meta"):
-        cost = measure_cost(task_of(), config.data.patches, config.data.token_dim)
-    task = task_of()
+    settings = [f"engine.name={engine}", f"engine.device={world.device.type}"]
+    config = config_of(case, method, mask_tokens, (*settings, *overrides))
+    cost = cost_of(case, method, mask_tokens, tuple(overrides))
+    task = task_of(config, mask_tokens)
     config.micro_batch_size(world.size, task.groups)
     if config.data.code_dim:
         batches = random_codes(config, task.groups, world)
@@ -185,6 +179,24 @@ def build(
     plans = task.plans
     trained = build_engine(config, task, world)
     return Cell(case, method, mask_tokens, engine, config, cost, trained, plans, batches, bool(config.data.code_dim))
+
+
+def config_of(case: str, method: str, mask_tokens: str, overrides: tuple[str, ...]) -> Config:
+    mode = "query_only" if mask_tokens == "query_only" else "dense"
+    settings = [f"method={method}", f"model.mask_tokens={mode}", *overrides]
+    return load_config(ROOT / "configs" / CASES[case], settings)
+
+
+def task_of(config: Config, mask_tokens: str) -> nn.Module:
+    task = build_task(config)
+    return LiteralTask(task.model, task.objective, task.seed) if mask_tokens == "literal" else task
+
+
+@cache  # engines do not differ in it
+def cost_of(case: str, method: str, mask_tokens: str, overrides: tuple[str, ...]) -> Cost:
+    config = config_of(case, method, mask_tokens, overrides)
+    with torch.device("meta"):
+        return measure_cost(task_of(config, mask_tokens), config.data.patches, config.data.token_dim)
 
 
 def random_codes(config: Config, groups: int, world: World) -> Iterator[list[Batch]]:
