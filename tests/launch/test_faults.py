@@ -30,17 +30,18 @@ def steps_made(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+# Where the run is killed, and the steps of the newest checkpoint then: of two where it is written beside training.
 KILLS = {
-    "in the first step": ("trainer.accelerate_engine:AccelerateEngine.step 1", 0),
-    "in a step": ("trainer.accelerate_engine:AccelerateEngine.step 4", 2),
-    "in the optimizer": ("trainer.optimizer:AdamWithAverage.step 6", 4),
-    "in an evaluation": ("model.task:BigLearnTask.evaluate 3", 4),
-    "before a checkpoint is begun": ("trainer.checkpoint_writer:start_writing 2", 2),
-    "in the first file of a checkpoint": ("trainer.checkpoint:_sync 4", 2),
-    "in the last file of a checkpoint": ("trainer.checkpoint:_sync 6", 2),
-    "before a checkpoint is named": ("trainer.checkpoint_writer:complete 2", 2),
-    "in the manifest of a checkpoint": ("trainer.checkpoint:write_aside 4", 2),
-    "while an old checkpoint is removed": ("shutil:rmtree 4", 4),
+    "in the first step": ("trainer.accelerate_engine:AccelerateEngine.step 1", {0}),
+    "in a step": ("trainer.accelerate_engine:AccelerateEngine.step 4", {0, 2}),
+    "in the optimizer": ("trainer.optimizer:AdamWithAverage.step 6", {2, 4}),
+    "in an evaluation": ("model.task:BigLearnTask.evaluate 3", {2, 4}),
+    "before a checkpoint is begun": ("trainer.checkpoint_writer:start_writing 2", {2}),
+    "in the first file of a checkpoint": ("trainer.checkpoint:_sync 4", {2}),
+    "in the last file of a checkpoint": ("trainer.checkpoint:_sync 6", {2}),
+    "before a checkpoint is named": ("trainer.checkpoint_writer:complete 2", {2}),
+    "in the manifest of a checkpoint": ("trainer.checkpoint:write_aside 4", {2}),
+    "while an old checkpoint is removed": ("shutil:rmtree 4", {4}),
 }
 
 
@@ -51,7 +52,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(start, tiny_file, tmp_pa
     killed = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=f"kill {target}")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("img-*"))
-    assert checkpoints[-1:] == ([f"img-{16 * kept_steps:012d}"] if kept_steps else [])
+    assert checkpoints[-1:] in [[f"img-{16 * step:012d}"] if step else [] for step in kept_steps]
     done = start("python", "launch/train.py", *command(tiny_file, run))
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
