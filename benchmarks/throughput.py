@@ -34,6 +34,7 @@ import importlib
 importlib.import_module("launch")  # says how OpenMP's threads wait, which torch reads when it is imported
 
 import argparse
+import ctypes
 import itertools
 import json
 import tempfile
@@ -254,6 +255,7 @@ def peak_memory(cell: Cell, world: World) -> int:
         before = torch.cuda.memory_allocated()
         cell.step(cell.plans[0])
         return state + torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system: it would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = resident("VmRSS")
     cell.step(cell.plans[0])
