@@ -15,7 +15,7 @@ PatchAE codes are random numbers on the device, for which nothing waits).
 
 --fractions adds the time of biglearn_u against the share of mask tokens in the decode. For two ranks, one core each:
 
-  OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/throughput.py --cases 1 --methods biglearn_u
+  OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/throughput.py --device cpu --cases 1 --methods biglearn_u
 
 examples:
   python benchmarks/throughput.py --device cpu --cases 1,2 --fractions --out throughput.json

@@ -1,0 +1,77 @@
+"""The benchmarks run and report what they promise; what they measure is no matter of a test."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+FIELDS = {
+    "method", "case", "mask_tokens", "engine", "batch_size", "images_per_second", "seconds_per_image",
+    "tokens_per_image", "token_layers_per_image", "flops_per_image", "mfu", "peak_memory_bytes", "data_wait_share",
+    "hardware", "versions", "revision",
+}  # fmt: skip
+
+
+def rows_of(root, tmp_path, *arguments) -> list[dict]:
+    out = tmp_path / "rows.json"
+    command = [sys.executable, *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_throughput_reports_every_cell_and_its_ratios(root, tmp_path):
+    arguments = ["--device", "cpu", "--cases", "1", "--methods", "vae,biglearn_u", "--modes", "literal,query_only"]
+    arguments += ["--repeats", "1", "--fractions", "--engines", "accelerate"]
+    small = ["train.batch_size=16", "objective.plans=1", "model.encoder_depth=1", "model.decoder_depth=1"]
+    rows = rows_of(root, tmp_path, "benchmarks/throughput.py", *arguments, *small)
+    cells = [row for row in rows if "mask_fraction" not in row]
+    assert [(row["method"], row["mask_tokens"]) for row in cells] == [
+        (method, mode) for method in ("vae", "biglearn_u") for mode in ("literal", "query_only")
+    ]
+    for row in cells:
+        assert row.keys() >= FIELDS
+        assert row["images_per_second"] == pytest.approx(1 / row["seconds_per_image"])
+        assert 0 <= row["data_wait_share"] < 1
+        assert row["peak_memory_bytes"] > 0
+    assert cells[1]["time_against_vae"] == cells[2]["time_against_literal"] == 1
+    assert cells[2]["tokens_per_image"] == 3 * 65
+    fractions = [row["mask_fraction"] for row in rows if "mask_fraction" in row]
+    assert (max(fractions), len(fractions)) == (1.0, 2 * 7)
+
+
+def test_the_literal_form_is_the_dense_objective(tiny_task_batch):
+    from benchmarks.throughput import LiteralTask
+
+    task, batch = tiny_task_batch
+    literal = LiteralTask(task.model, task.objective, task.seed)
+    for plan in task.plans:
+        torch.testing.assert_close(literal(batch, plan)[0], task(batch, plan)[0], rtol=1e-5, atol=0)
+
+
+@pytest.fixture
+def tiny_task_batch():
+    from data.batch import Batch
+    from model.biglearn import BigLearnVAE, ModelConfig
+    from model.objective import ObjectiveConfig
+    from model.task import BigLearnTask
+
+    config = ModelConfig(embed_dim=32, encoder_depth=1, decoder_depth=1, num_heads=2, mask_tokens="dense")
+    task = BigLearnTask(BigLearnVAE(config, "biglearn_u", 12, 16), ObjectiveConfig(groups=4, plans=3), seed=0)
+    return task, Batch(torch.rand(8, 16, 12), torch.arange(8))
+
+
+def test_stream_compares_every_form(root, tmp_path):
+    rows = rows_of(root, tmp_path, "benchmarks/stream.py", "--images", "1024", "--repeats", "1")
+    assert rows[0]["ratio"] == 1
+    assert {row["form"].split(",")[0] for row in rows} == {"Stream", "webdataset", "folder"}
+
+
+def test_quality_at_equal_time_lies_between_two_evaluations():
+    from benchmarks.quality import between
+
+    lines = [{"images": 0, "elbo": -10.0}, {"images": 100, "elbo": -6.0}, {"images": 200, "elbo": -5.0}]
+    assert between(lines, "elbo", 150) == pytest.approx(-5.5)
+    assert between(lines, "elbo", 100) == -6.0
