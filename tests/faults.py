@@ -51,6 +51,7 @@ def install(action: str, target: str, count: str, rank: str | None = None) -> No
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     install(*os.environ["FAULT"].split())
     sys.argv[0] = str(ROOT / "launch" / os.environ.get("COMMAND", "train.py"))
     runpy.run_path(sys.argv[0], run_name="__main__")
