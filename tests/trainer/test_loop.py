@@ -32,6 +32,13 @@ def test_intervals_are_passed_not_hit(every, before, images, due):
     assert _is_due(every, before=before, images=images, total_images=96) == due
 
 
+def test_only_the_checkpoints_of_the_policy_stay(tiny, world):
+    config = tiny("checkpoint.every_images=32", "checkpoint.keep_last=1", "checkpoint.keep_best=0")
+    run = RunDirectory(config.run_dir)
+    train(config, world, run, resume=False, stop=StopRequest())
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"img-{96:012d}"]
+
+
 def test_the_averaged_weights_are_evaluated(tiny, world, digits_shards):
     config = tiny("optimizer.ema_rampup=1")
     run = RunDirectory(config.run_dir)
