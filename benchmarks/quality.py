@@ -96,7 +96,9 @@ def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> Non
         return
     print(f"{method}, {mode}, seed {seed}", file=sys.stderr)
     command = [sys.executable, ROOT / "launch/train.py", "--config", CONFIG, "--resume", "auto", *overrides]
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL)
+    if done.returncode:  # it has said why; the same command goes on
+        raise SystemExit(done.returncode)
 
 
 def read(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict | None:
