@@ -1,7 +1,8 @@
 """What a mode of mask tokens costs in quality: dense and query_only, trained alike, at equal steps and equal time.
 
 Trains MNIST, Case 1, with every method, mode and seed asked for, one run after the other, and prints a table of the
-test figures. A run that was interrupted goes on; one that is complete is not made again.
+test figures. A run that was interrupted goes on; one that is complete, or whose figures --out holds, is not made
+again: the table may be filled in many sittings.
 
 Equal steps are the figures at the end. Equal time are those of each run at the moment when the faster mode of its
 method has ended, by the images a second that benchmarks/throughput.py measured in one run (--throughput): the wall
@@ -9,7 +10,7 @@ time of runs made one after the other would compare the days, not the modes.
 
 examples:
   python launch/prepare.py mnist
-  python benchmarks/quality.py --throughput benchmarks/results/throughput-cpu.json --out quality.json
+  python benchmarks/quality.py --throughput benchmarks/results/throughput-cpu-case1.json --out quality.json
   python benchmarks/quality.py --epochs 100 --evaluate-images 10000 engine.device=cuda
 """
 
@@ -22,6 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from benchmarks.machine import machine
+from data.files import write_aside
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory
 
@@ -39,13 +44,16 @@ FIGURES = {
 def main() -> None:
     options = parse()
     cells = [(seed, method, mode) for seed in range(options.seeds) for method in options.methods for mode in MODES]
-    if not options.table_only:
-        for cell in cells:
+    rows = []
+    for cell in cells:
+        row = known(options, *cell) or read(options, *cell)
+        if row is None and not options.table_only:
             train(options, *cell)
-    rows = [row for cell in cells if (row := read(options, *cell))]
-    print(table(rows))
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+            row = read(options, *cell)
+        rows += [row] if row else []
+        if options.out:
+            write_aside(options.out, (json.dumps(rows, indent=1) + "\n").encode())
+    print(table(rows, options.throughput))
 
 
 def parse() -> argparse.Namespace:
@@ -61,7 +69,7 @@ def parse() -> argparse.Namespace:
     add("--runs", type=Path, default=Path("runs/quality"), help="run directories; default: %(default)s")
     add("--throughput", type=Path, help="rows of benchmarks/throughput.py, for equal time")
     add("--table-only", action="store_true", help="train nothing, print what is complete")
-    add("--out", type=Path, help="write the rows as JSON")
+    add("--out", type=Path, help="the rows as JSON; those that it holds are not made again")
     add("overrides", nargs="*", metavar="key=value", help="of the configuration, as in launch/train.py")
     return parser.parse_args()
 
@@ -89,11 +97,21 @@ def settings(options: argparse.Namespace, seed: int, method: str, mode: str) -> 
     ]
 
 
+def known(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict | None:
+    """The row that --out has of a run."""
+    rows = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
+    wanted = wanted_row(options, seed, method, mode)
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def wanted_row(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict:
+    config = load_config(CONFIG, settings(options, seed, method, mode))
+    what = {"method": method, "mask_tokens": mode, "seed": seed, "images": config.total_images}
+    return what | {"evaluated_images": options.evaluate_images}
+
+
 def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> None:
     overrides = settings(options, seed, method, mode)
-    run, config = RunDirectory(directory(options, seed, method, mode)), load_config(CONFIG, overrides)
-    if run.evaluation(config.total_images):
-        return
     print(f"{method}, {mode}, seed {seed}", file=sys.stderr)
     command = [sys.executable, ROOT / "launch/train.py", "--config", CONFIG, "--resume", "auto", *overrides]
     done = subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL)
@@ -102,20 +120,13 @@ def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> Non
 
 
 def read(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict | None:
-    """The figures of one run, None where it is not complete."""
-    config = load_config(CONFIG, settings(options, seed, method, mode))
-    run = RunDirectory(directory(options, seed, method, mode))
-    at_end = run.evaluation(config.total_images)
-    if at_end is None:
+    """The figures of one run at each of its evaluations, None where it is not complete."""
+    row, run = wanted_row(options, seed, method, mode), RunDirectory(directory(options, seed, method, mode))
+    if run.evaluation(row["images"]) is None:
         return None
-    row = {"method": method, "mask_tokens": mode, "seed": seed, "images": config.total_images}
-    row["equal_steps"] = {name: at_end[name] for name in FIGURES}
-    if options.throughput:
-        speeds = [speed(options.throughput, method, other) for other in MODES]
-        row["images_at_equal_time"] = round(config.total_images * speed(options.throughput, method, mode) / max(speeds))
-        lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
-        row["equal_time"] = {name: between(lines, name, row["images_at_equal_time"]) for name in FIGURES}
-    return row
+    lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+    row["evaluations"] = [{name: line[name] for name in ("images", *FIGURES)} for line in lines]
+    return row | machine("torch", device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def speed(path: Path, method: str, mode: str) -> float:
@@ -135,17 +146,22 @@ def between(lines: list[dict], name: str, images: int) -> float:
     return before[name] + share * (after[name] - before[name])
 
 
-def table(rows: list[dict]) -> str:
-    """Means over the seeds, with the smallest and the largest value."""
+def table(rows: list[dict], throughput: Path | None) -> str:
+    """Means over the seeds, with the smallest and the largest value; of equal time only with the speeds at hand."""
     lines = ["| | mode | seeds | images | " + " | ".join(FIGURES.values()) + " |", "|---" * (4 + len(FIGURES)) + "|"]
-    for kind, title in (("equal_steps", "equal steps"), ("equal_time", "equal time")):
+    for title in ("equal steps", "equal time") if throughput else ("equal steps",):
         for method in dict.fromkeys(row["method"] for row in rows):
             for mode in MODES:
-                cell = [r for r in rows if (r["method"], r["mask_tokens"]) == (method, mode) and kind in r]
+                cell = [row for row in rows if (row["method"], row["mask_tokens"]) == (method, mode)]
                 if not cell:
                     continue
-                images = cell[0]["images" if kind == "equal_steps" else "images_at_equal_time"]
-                figures = [summary([row[kind][name] for row in cell], name) for name in FIGURES]
+                images = cell[0]["images"]
+                if title == "equal time":
+                    slower = speed(throughput, method, mode) / max(speed(throughput, method, other) for other in MODES)
+                    images = round(images * slower)
+                figures = [
+                    summary([between(row["evaluations"], name, images) for row in cell], name) for name in FIGURES
+                ]
                 lines.append(f"| {title}, {method} | {mode} | {len(cell)} | {images:,} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 

@@ -17,7 +17,6 @@ from model.timm_layers import Mlp, build_sincos2d_pos_embed
 from model.transformer import Trunk
 
 INITIAL_LOGVAR = -4.0
-TRITON_HEAD_WIDTHS = (16, 32, 64, 128)
 
 Method = Literal["vae", "biglearn_t", "biglearn_u"]
 
@@ -32,16 +31,12 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     mlp_ratio: float = Field(2, gt=0)
     latent_dim: int = Field(32, gt=0)
     mask_tokens: Literal["dense", "query_only"] = "query_only"
-    attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only training; triton: one launch a layer, needs a GPU
     logvar_limit: float = Field(10, gt=0)  # log variances are clamped to [-limit, limit]
 
     @model_validator(mode="after")
     def _divisible(self):
         if self.embed_dim % self.num_heads or self.embed_dim % 4:
             raise ValueError(f"embed_dim {self.embed_dim} must be divisible by num_heads {self.num_heads} and by 4")
-        if self.attention == "triton" and self.embed_dim // self.num_heads not in TRITON_HEAD_WIDTHS:
-            widths = ", ".join(map(str, TRITON_HEAD_WIDTHS))
-            raise ValueError(f"attention triton needs heads of width {widths}: change num_heads, or set attention=sdpa")
         return self
 
 

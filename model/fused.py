@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from model.biglearn import BigLearnVAE
 from model.masks import Plan
 from model.objective import ElboTerms, gaussian_kl
-from model.packed import Layout, Part, Phase, attend_by_rectangles, attend_in_one_launch, run
+from model.packed import Attend, Layout, Part, Phase, attend_by_rectangles, run
 from model.transformer import Trunk
 
 
@@ -44,11 +44,18 @@ class _Group:
 
 
 def fused_elbo_terms(
-    model: BigLearnVAE, x_BLD: Tensor, plan: Plan, order_BL: Tensor, noise_BZ: Tensor, *, standard_prior: bool
+    model: BigLearnVAE,
+    x_BLD: Tensor,
+    plan: Plan,
+    order_BL: Tensor,
+    noise_BZ: Tensor,
+    *,
+    standard_prior: bool,
+    attend: Attend = attend_by_rectangles,
 ) -> ElboTerms:
     """What `elbo_terms` gives for a batch whose S and T are those of the plan; the rest as there.
 
-    standard_prior: only for plans whose S is always empty.
+    standard_prior: only for plans whose S is always empty. attend: the attention of `query_only` (model/packed.py).
     """
     assert not (standard_prior and any(n_S for n_S, _ in plan.groups)), "only the joint VAE has the prior N(0, I)"
     groups = []
@@ -56,12 +63,14 @@ def fused_elbo_terms(
     for (n_S, n_T), x_of_group_BLD, place_BL in shares:
         index_BND = place_BL[:, : n_S + n_T, None].expand(-1, -1, x_BLD.shape[-1])
         groups.append(_Group(n_S, n_T, place_BL, x_of_group_BLD.gather(1, index_BND)))
-    terms = _query_only_terms if model.config.mask_tokens == "query_only" else _dense_terms
-    return terms(model, groups, noise_BZ, standard_prior)
+    if model.config.mask_tokens == "query_only":
+        return _query_only_terms(model, groups, noise_BZ, standard_prior, attend)
+    return _dense_terms(model, groups, noise_BZ, standard_prior)
 
 
-def _query_only_terms(model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool) -> ElboTerms:
-    attend = attend_in_one_launch if model.config.attention == "triton" else attend_by_rectangles
+def _query_only_terms(
+    model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool, attend: Attend
+) -> ElboTerms:
     samples = len(noise_BZ)
     batch = samples // len(groups)
     observing = [g for g, group in enumerate(groups) if group.n_S]

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from model.transformer import Block
 
+TRITON_HEAD_WIDTHS = (16, 32, 64, 128)  # here, because Triton is not everywhere
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -139,7 +141,7 @@ def attend_in_one_launch(
     """Attention of all parts by the kernel of model/triton_attention.py."""
     from model.triton_attention import sequence_attention  # Triton is there where CUDA is
 
-    sequences_S8, max_keys, max_queries = _sequences(phase, first, q_QHK.device)
+    sequences_S8, max_keys, max_queries = sequence_table(phase, first, q_QHK.device)
     kept_k_MHK, kept_v_MHK = kept or (None, None)
     y_QHK = sequence_attention(
         q_QHK,
@@ -159,7 +161,7 @@ def attend_in_one_launch(
 
 
 @cache  # plans repeat, and a captured graph reads the table for ever
-def _sequences(phase: Phase, first: int, device: torch.device) -> tuple[Tensor, int, int]:
+def sequence_table(phase: Phase, first: int, device: torch.device) -> tuple[Tensor, int, int]:
     """The table of `sequence_attention` for queries from stream `first` on, and its bounds of keys and queries."""
 
     def start_and_size(stream: Stream | None, origin: int) -> tuple[Tensor, Tensor]:

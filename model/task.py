@@ -9,17 +9,20 @@ from model.biglearn import BigLearnVAE
 from model.fused import fused_elbo_terms
 from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order
 from model.objective import ObjectiveConfig, elbo_terms
+from model.packed import Attend, attend_by_rectangles
 from model.patch_autoencoder import PatchAutoencoder
 
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
 
 
 class BigLearnTask(nn.Module):
-    """Training and evaluation of `vae`, `biglearn_t` and `biglearn_u`."""
+    """Training and evaluation of `vae`, `biglearn_t` and `biglearn_u`. attend: how training in query_only attends."""
 
-    def __init__(self, model: BigLearnVAE, objective: ObjectiveConfig, seed: int):
+    def __init__(
+        self, model: BigLearnVAE, objective: ObjectiveConfig, seed: int, attend: Attend = attend_by_rectangles
+    ):
         super().__init__()
-        self.model, self.objective, self.seed = model, objective, seed
+        self.model, self.objective, self.seed, self.attend = model, objective, seed, attend
         joint_only = model.method == "vae"
         self.standard_prior = joint_only
         self.plans = joint_plans(model.patches) if joint_only else make_plans(objective, model.patches, seed)
@@ -38,7 +41,8 @@ class BigLearnTask(nn.Module):
         model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B
         noise_BZ = self._noise(index_B, self.seed)
         order_BL = place_order(index_B, model.patches, self.seed)
-        terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=self.standard_prior)
+        how = {"standard_prior": self.standard_prior, "attend": self.attend}
+        terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, **how)
         elbo_B = terms.elbo_B(self.objective.beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 

@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.packed import TRITON_HEAD_WIDTHS
+
 MOST_KEYS = 128
-WIDTHS = (16, 32, 64, 128)
 LARGEST_BLOCK_Q = 32  # queries of one product; the usual 2 to 65 would waste much of larger ones
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -48,7 +49,8 @@ def sequence_attention(
     max_keys, max_queries: bounds of n_keys and of n_inner + 1 + n_asking, known without asking the device. A larger
     n_keys gives wrong results, a larger number of queries only costs time.
 
-    Raises ValueError for shapes, dtypes and strides other than these, widths not in WIDTHS, max_keys over MOST_KEYS.
+    Raises ValueError for shapes, dtypes and strides other than these, widths not in TRITON_HEAD_WIDTHS, max_keys
+    over MOST_KEYS.
     """
     _check(q_QHK, k_NHK, v_NHK, sequences_S8, max_keys, kept_k_MHK, kept_v_MHK)
     return _SequenceAttention.apply(q_QHK, k_NHK, v_NHK, kept_k_MHK, kept_v_MHK, sequences_S8, max_keys, max_queries)
@@ -70,8 +72,8 @@ def _check(q_QHK, k_NHK, v_NHK, sequences_S8, max_keys, kept_k_MHK, kept_v_MHK) 
         raise ValueError("there are as many values as keys")
     if sequences_S8.dtype != torch.int32 or sequences_S8.shape[1:] != (8,) or not sequences_S8.is_contiguous():
         raise ValueError("sequences is not a contiguous int32 tensor of shape (sequences, 8)")
-    if q_QHK.shape[2] not in WIDTHS:
-        raise ValueError(f"the width of a head is {q_QHK.shape[2]}, not one of {WIDTHS}")
+    if q_QHK.shape[2] not in TRITON_HEAD_WIDTHS:
+        raise ValueError(f"the width of a head is {q_QHK.shape[2]}, not one of {TRITON_HEAD_WIDTHS}")
     if not 0 <= max_keys <= MOST_KEYS:
         raise ValueError(f"max_keys is {max_keys}, not 0 to {MOST_KEYS}")
 
@@ -156,6 +158,22 @@ def _queries(sequence, position_Q):
 
 
 @triton.jit
+def _read_keys(
+    k, v, z_k, z_v, k_row, k_head, v_row, v_head, z_k_row, z_k_head, z_v_row, z_v_head, sequence, head,
+    WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """What the queries of a sequence read: the rows of its keys and which of them are there; z; keys and values."""
+    row_N = tl.load(sequence + 5) + tl.arange(0, BLOCK_K)
+    is_key_N = tl.arange(0, BLOCK_K) < tl.load(sequence + 6)
+    row_z = tl.load(sequence + 7)
+    k_NK = tl.load(_pointers(k, row_N, k_row, head, k_head, WIDTH), mask=is_key_N[:, None], other=0.0)
+    v_NK = tl.load(_pointers(v, row_N, v_row, head, v_head, WIDTH), mask=is_key_N[:, None], other=0.0)
+    z_k_K = _vector(z_k, row_z, z_k_row, head, z_k_head, WIDTH)
+    z_v_K = _vector(z_v, row_z, z_v_row, head, z_v_head, WIDTH)
+    return row_N, is_key_N, row_z, k_NK, v_NK, z_k_K, z_v_K
+
+
+@triton.jit
 def _scores(q_QK, k_NK, z_k_K, is_key_N, reads_z_Q, scale):
     """Scores of the keys (Q, N) and of z (Q,) in units of log 2, -inf where nothing is read."""
     score_QN = tl.dot(q_QK, tl.trans(k_NK), input_precision=FP32_PRODUCTS) * (scale * LOG2_E)
@@ -174,13 +192,10 @@ def _forward_kernel(
     n_queries = _n_queries(sequence)
     if n_queries == 0:
         return
-    row_N = tl.load(sequence + 5) + tl.arange(0, BLOCK_K)
-    is_key_N = tl.arange(0, BLOCK_K) < tl.load(sequence + 6)
-    row_z = tl.load(sequence + 7)
-    k_NK = tl.load(_pointers(k, row_N, k_row, head, k_head, WIDTH), mask=is_key_N[:, None], other=0.0)
-    v_NK = tl.load(_pointers(v, row_N, v_row, head, v_head, WIDTH), mask=is_key_N[:, None], other=0.0)
-    z_k_K = _vector(z_k, row_z, z_k_row, head, z_k_head, WIDTH)
-    z_v_K = _vector(z_v, row_z, z_v_row, head, z_v_head, WIDTH)
+    row_N, is_key_N, row_z, k_NK, v_NK, z_k_K, z_v_K = _read_keys(
+        k, v, z_k, z_v, k_row, k_head, v_row, v_head, z_k_row, z_k_head, z_v_row, z_v_head,
+        sequence, head, WIDTH, BLOCK_K,
+    )  # fmt: skip
     for start in range(0, n_queries, BLOCK_Q):
         position_Q = start + tl.arange(0, BLOCK_Q)
         is_query_Q = position_Q < n_queries
@@ -212,13 +227,10 @@ def _backward_kernel(
     n_queries = _n_queries(sequence)
     if n_queries == 0:
         return
-    row_N = tl.load(sequence + 5) + tl.arange(0, BLOCK_K)
-    is_key_N = tl.arange(0, BLOCK_K) < tl.load(sequence + 6)
-    row_z = tl.load(sequence + 7)
-    k_NK = tl.load(_pointers(k, row_N, k_row, head, k_head, WIDTH), mask=is_key_N[:, None], other=0.0)
-    v_NK = tl.load(_pointers(v, row_N, v_row, head, v_head, WIDTH), mask=is_key_N[:, None], other=0.0)
-    z_k_K = _vector(z_k, row_z, z_k_row, head, z_k_head, WIDTH)
-    z_v_K = _vector(z_v, row_z, z_v_row, head, z_v_head, WIDTH)
+    row_N, is_key_N, row_z, k_NK, v_NK, z_k_K, z_v_K = _read_keys(
+        k, v, z_k, z_v, k_row, k_head, v_row, v_head, z_k_row, z_k_head, z_v_row, z_v_head,
+        sequence, head, WIDTH, BLOCK_K,
+    )  # fmt: skip
     dk_NK = tl.zeros((BLOCK_K, WIDTH), tl.float32)
     dv_NK = tl.zeros((BLOCK_K, WIDTH), tl.float32)
     dz_k_K = tl.zeros((WIDTH,), tl.float32)

@@ -14,6 +14,7 @@ from data.index import Index, load_index, prepare_command
 from data.stream import Stream, prefetch
 from model.biglearn import BigLearnVAE
 from model.masks import Plan, local_positions
+from model.packed import attend_by_rectangles, attend_in_one_launch
 from model.patch_autoencoder import PatchAutoencoder
 from model.task import BigLearnTask, PatchAETask
 from trainer.config import Config
@@ -28,7 +29,8 @@ def build_task(config: Config) -> nn.Module:
     if config.method == "patch_ae":
         return PatchAETask(PatchAutoencoder())
     model = BigLearnVAE(config.model, config.method, config.data.token_dim, config.data.patches)
-    return BigLearnTask(model, config.objective, config.seed)
+    attend = attend_in_one_launch if config.engine.attention == "triton" else attend_by_rectangles
+    return BigLearnTask(model, config.objective, config.seed, attend)
 
 
 def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
@@ -73,8 +75,8 @@ class Parts:
 def build_parts(config: Config, world: World) -> Parts:
     """Everything that a configuration describes, on all ranks. UserError, on all ranks, when they do not fit."""
     with world.agreed():
-        if config.model.attention == "triton" and world.device.type != "cuda":
-            raise UserError("model.attention=triton needs a GPU: set model.attention=sdpa")
+        if config.engine.attention == "triton" and world.device.type != "cuda":
+            raise UserError("engine.attention=triton needs a GPU: set engine.attention=sdpa")
         task, copy = build_task(config), build_task(config).requires_grad_(False)
         config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
         index = open_index(config.data)

@@ -11,6 +11,7 @@ from data.config import DataConfig
 from data.errors import UserError
 from model.biglearn import ModelConfig
 from model.objective import ObjectiveConfig
+from model.packed import TRITON_HEAD_WIDTHS
 from trainer.checkpoint import CheckpointConfig
 from trainer.engine import EngineConfig
 from trainer.evaluation import EvaluateConfig
@@ -50,6 +51,13 @@ class Config(BaseModel, extra="forbid", frozen=True):
     def _sound(self):
         if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
             raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
+        head_width = self.model.embed_dim // self.model.num_heads
+        if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:
+            widths = ", ".join(map(str, TRITON_HEAD_WIDTHS))
+            raise ValueError(
+                f"engine.attention=triton needs heads of width {widths}, model.num_heads makes them {head_width}:"
+                " set engine.attention=sdpa, or another model.num_heads"
+            )
         return self
 
     @property

@@ -21,6 +21,7 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
     cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @model_validator(mode="after")

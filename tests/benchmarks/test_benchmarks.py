@@ -69,6 +69,13 @@ def test_stream_compares_every_form(root, tmp_path):
     assert {row["form"].split(",")[0] for row in rows} == {"Stream", "webdataset", "folder"}
 
 
+def test_attention_times_both_phases_of_a_layer(root, tmp_path):
+    arguments = ["--device", "cpu", "--cases", "case1", "--dtypes", "fp32", "--batches", "8"]
+    rows = rows_of(root, tmp_path, "benchmarks/attention.py", *arguments, "--plans", "1", "--repeats", "1")
+    assert [(row["way"], row["ratio"]) for row in rows][0] == ("rectangles", 1)
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_quality_at_equal_time_lies_between_two_evaluations():
     from benchmarks.quality import between
 

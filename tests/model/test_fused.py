@@ -9,6 +9,7 @@ from model.biglearn import BigLearnVAE, ModelConfig
 from model.fused import fused_elbo_terms
 from model.masks import Plan, place_order, plan_masks
 from model.objective import elbo_terms
+from model.packed import Attend, attend_by_rectangles, attend_in_one_launch
 
 PATCHES, DIM = 16, 12
 PLANS = {
@@ -21,7 +22,7 @@ PLANS = {
 }
 
 
-def make(method: str, mode: str, dtype=torch.float32, attention: str = "sdpa") -> BigLearnVAE:
+def make(method: str, mode: str, dtype=torch.float32) -> BigLearnVAE:
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=32,
@@ -30,7 +31,6 @@ def make(method: str, mode: str, dtype=torch.float32, attention: str = "sdpa") -
         num_heads=2,
         latent_dim=6,
         mask_tokens=mode,
-        attention=attention,
     )
     model = BigLearnVAE(config, method, DIM, PATCHES)
     with torch.no_grad():
@@ -39,20 +39,22 @@ def make(method: str, mode: str, dtype=torch.float32, attention: str = "sdpa") -
     return model.to(dtype)
 
 
-def both(method: str, mode: str, plan: Plan, dtype=torch.float32, batch: int = 3, attention: str = "sdpa"):
+def both(method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend = attend_by_rectangles):
     """(terms, gradients) of the fused form and of the oracle."""
     standard_prior = method == "vae"
-    size = batch * len(plan.groups)
+    size = 3 * len(plan.groups)
     index_B = torch.arange(100, 100 + size)
     x_BLD = torch.rand(size, PATCHES, DIM, generator=torch.Generator().manual_seed(1))
     noise_BZ = torch.randn(size, 6, generator=torch.Generator().manual_seed(2))
     x_BLD, noise_BZ = x_BLD.to(dtype), noise_BZ.to(torch.float32 if dtype == torch.bfloat16 else dtype)
     outcomes = []
     for fused in (True, False):
-        model = make(method, mode, dtype, attention)
+        model = make(method, mode, dtype)
         if fused:
             order_BL = place_order(index_B, PATCHES, seed=3)
-            terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior)
+            terms = fused_elbo_terms(
+                model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior, attend=attend
+            )
         else:
             masks = plan_masks(plan, index_B, PATCHES, seed=3)
             terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=standard_prior)
@@ -78,7 +80,7 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
 )
 @pytest.mark.parametrize(("method", "plan"), CASES)
 def test_attention_in_one_launch_gives_the_same(method, plan):
-    expect_equal(*both(method, "query_only", PLANS[plan], attention="triton"))
+    expect_equal(*both(method, "query_only", PLANS[plan], attend=attend_in_one_launch))
 
 
 def expect_equal(fused, oracle) -> None:

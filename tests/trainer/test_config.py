@@ -127,7 +127,7 @@ def test_attention_in_one_launch_needs_a_gpu_and_fitting_heads(tiny, world):
     from trainer.build import build_parts
 
     with pytest.raises(UserError, match=r"needs heads of width 16, 32, 64, 128"):
-        tiny("model.attention=triton", "model.num_heads=8", "model.embed_dim=64")
-    fitting = ("model.attention=triton", "model.num_heads=4", "model.embed_dim=64")
-    with pytest.raises(UserError, match=r"needs a GPU: set model\.attention=sdpa"):
+        tiny("engine.attention=triton", "model.num_heads=8", "model.embed_dim=64")
+    fitting = ("engine.attention=triton", "model.num_heads=4", "model.embed_dim=64")
+    with pytest.raises(UserError, match=r"needs a GPU: set engine\.attention=sdpa"):
         build_parts(tiny(*fitting), world)

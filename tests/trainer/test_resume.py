@@ -9,6 +9,7 @@ from tests.trainer.test_checkpoint import forge
 from trainer.build import build_parts
 from trainer.checkpoint import State
 from trainer.checkpoint_writer import KINDS, CheckpointWriter
+from trainer.engine import EngineConfig
 from trainer.resume import identity, restore
 
 
@@ -52,6 +53,12 @@ def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, overrid
     with pytest.raises(UserError, match="is of another run") as refusal:
         restore(build_parts(other, world), folder, identity(other, parts.index))
     assert named in str(refusal.value)
+
+
+def test_how_a_step_is_computed_may_change(saved):
+    config, parts, _ = saved
+    engine = EngineConfig(name="accelerate", attention="triton", precision="bf16")
+    assert identity(config.model_copy(update={"engine": engine}), parts.index) == identity(config, parts.index)
 
 
 def test_other_data_is_refused(saved):
