@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import machine
-from model.biglearn import BigLearnVAE, ModelConfig
+from model.biglearn import BigLearnModel, ModelConfig
 from model.fused import fused_elbo_terms
 from model.masks import Plan, make_plans, place_order
 from model.objective import ObjectiveConfig
@@ -67,7 +67,7 @@ def phases_of(plan: Plan, batch: int) -> list[Phase]:
         return attend_by_rectangles(q_QHK, k_NHK, v_NHK, phase, first, kept)
 
     config = ModelConfig(embed_dim=4, encoder_depth=1, decoder_depth=1, num_heads=1, latent_dim=1)
-    model = BigLearnVAE(config, "biglearn_u", 1, PATCHES)
+    model = BigLearnModel(config, "biglearn_u", 1, PATCHES)
     order_BL = place_order(torch.arange(batch), PATCHES, seed=0)
     x_BLD, noise_BZ = torch.zeros(batch, PATCHES, 1), torch.zeros(batch, 1)
     with torch.no_grad():

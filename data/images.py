@@ -56,14 +56,35 @@ def decode(content: bytes, crop: int | None = None) -> np.ndarray:
     crop: side of the square, pixels; None: as large as fits. Raises DamagedImageError.
     """
     with _opened(content) as image:
-        image.load()
-        upright = _upright(image)
-        width, height = upright.size
-        side = crop or min(width, height)
-        if min(width, height) < side:
-            raise DamagedImageError(f"too small: {width}x{height} pixels, the crop has {side}x{side}")
-        left, top = (width - side) // 2, (height - side) // 2
-        return np.asarray(_rgb(upright.crop((left, top, left + side, top + side))))
+        return np.asarray(_rgb(_centre(image, crop)))
+
+
+def decode_with_alpha(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """As `decode`, but the colours as they are below the transparency, and alpha: (side, side) uint8, 255 opaque."""
+    with _opened(content) as image:
+        square = _centre(image, None)
+        if not square.has_transparency_data:
+            return np.asarray(_rgb(square)), np.full(square.size[::-1], 255, np.uint8)
+        rgba_HWC = np.asarray(square.convert("RGBA"))
+        return rgba_HWC[..., :3], rgba_HWC[..., 3]
+
+
+def _centre(image: Image.Image, crop: int | None) -> Image.Image:
+    """The centre square of an image, upright."""
+    image.load()
+    upright = _upright(image)
+    width, height = upright.size
+    side = crop or min(width, height)
+    if min(width, height) < side:
+        raise DamagedImageError(f"too small: {width}x{height} pixels, the crop has {side}x{side}")
+    left, top = (width - side) // 2, (height - side) // 2
+    return upright.crop((left, top, left + side, top + side))
+
+
+def resize(image: np.ndarray, size: int, channels: int = 3) -> np.ndarray:
+    """(size, size, channels) uint8, bilinear, from uint8 RGB (H, W, 3) or grey (H, W)."""
+    picture = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
 def has_more_frames(content: bytes) -> bool:

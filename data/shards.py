@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 from webdataset import TarWriter
@@ -25,7 +24,7 @@ from webdataset import TarWriter
 from data import records
 from data.errors import UserError, printable
 from data.files import aside_of, lock, write_aside
-from data.images import DamagedImageError
+from data.images import DamagedImageError, resize
 from data.index import (
     INDEX_NAME,
     Index,
@@ -294,7 +293,7 @@ def _write_tar(path: Path, job: _Job) -> tuple[dict[str, int], tuple[Replaced, .
                 labels_N = np.empty(len(places), np.int64)
                 for row, place in enumerate(places):
                     sound, image = images.read(place)
-                    images_NHWC[row] = _resized(image, size, channels)
+                    images_NHWC[row] = resize(image, size, channels)
                     labels_N[row] = job.samples.labels_N[sound]
                 key = f"{job.split}-{job.first_record + len(counts):06d}"
                 writer.write(
@@ -347,12 +346,6 @@ class _SoundImages:
         self.replaced.append(
             Replaced(name=name, reason=self._reasons[place], index=first + place, stand_in=first + sound)
         )
-
-
-def _resized(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """(size, size, C) uint8, bilinear."""
-    picture = Image.fromarray(image).convert("L" if channels == 1 else "RGB")
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
 @contextmanager

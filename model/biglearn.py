@@ -85,7 +85,7 @@ class TokenEmbedding(nn.Module):
         return self.norm(torch.cat(rows))
 
 
-class BigLearnVAE(nn.Module):
+class BigLearnModel(nn.Module):
     """Encode and decode for any S and T. The readable oracle that every fast path is tested against."""
 
     def __init__(self, config: ModelConfig, method: Method, token_dim: int, patches: int):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.biglearn import BigLearnVAE
+from model.biglearn import BigLearnModel
 from model.masks import Plan
 from model.objective import ElboTerms, gaussian_kl
 from model.packed import Attend, Layout, Part, Phase, attend_by_rectangles, run
@@ -44,7 +44,7 @@ class _Group:
 
 
 def fused_elbo_terms(
-    model: BigLearnVAE,
+    model: BigLearnModel,
     x_BLD: Tensor,
     plan: Plan,
     order_BL: Tensor,
@@ -69,7 +69,7 @@ def fused_elbo_terms(
 
 
 def _query_only_terms(
-    model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool, attend: Attend
+    model: BigLearnModel, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool, attend: Attend
 ) -> ElboTerms:
     samples = len(noise_BZ)
     batch = samples // len(groups)
@@ -123,7 +123,7 @@ def _query_only_terms(
     return _terms(model, answers_NE, groups, distributions)
 
 
-def _dense_terms(model: BigLearnVAE, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool) -> ElboTerms:
+def _dense_terms(model: BigLearnModel, groups: list[_Group], noise_BZ: Tensor, standard_prior: bool) -> ElboTerms:
     samples = len(noise_BZ)
     batch, patches = samples // len(groups), model.patches
     with_prior = [] if standard_prior else [g for g, group in enumerate(groups) if group.n_S]
@@ -208,7 +208,7 @@ class _Distributions:
 
 
 def _distributions(
-    model: BigLearnVAE, answers_QE: Tensor, groups: list[_Group], samples: int, standard_prior: bool
+    model: BigLearnModel, answers_QE: Tensor, groups: list[_Group], samples: int, standard_prior: bool
 ) -> _Distributions:
     """From the z-queries: those of the posteriors, of the priors of the groups that observe, of p(z)."""
     mu_QZ, logvar_QZ = model.z_distribution(answers_QE)
@@ -228,7 +228,7 @@ def _draw(distributions: _Distributions, noise_BZ: Tensor) -> Tensor:
     return distributions.mu_q + (0.5 * distributions.logvar_q).exp() * noise_BZ
 
 
-def _terms(model: BigLearnVAE, answers_NE: Tensor, groups: list[_Group], distributions: _Distributions) -> ElboTerms:
+def _terms(model: BigLearnModel, answers_NE: Tensor, groups: list[_Group], distributions: _Distributions) -> ElboTerms:
     """answers_NE: the tokens of T of each sample, group after group."""
     target_ND = torch.cat([group.x_BTD.flatten(0, 1) for group in groups])
     error_N = (model.x_head(answers_NE).float() - target_ND).square().sum(-1)

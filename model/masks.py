@@ -5,6 +5,7 @@ of every group of the batch, so shapes are static and every rank does the same w
 for every image. Where S and T lie in an image is a pure function of (seed, position in the training sequence).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,3 +98,51 @@ def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Te
     n_S, n_T = mask_sizes(betaincinv(*objective.s_beta, u_B2[:, 0]), betaincinv(*objective.t_beta, u_B2[:, 1]), patches)
     device = index_B.device
     return place_masks(torch.as_tensor(n_S, device=device), torch.as_tensor(n_T, device=device), index_B, patches, seed)
+
+
+KINDS = ("random", "block", "half", "stroke")
+
+
+def observed_of_kind(kind: str, s_ratio: float, index_B: Tensor, patches: int, seed: int) -> Tensor:
+    """The observed patches of one of KINDS, what is missing being most of a share 1 - s_ratio: bool (B, L).
+
+    random: |S| = floor(s_ratio L) patches anywhere, at least none and at most all. block: a missing square. half: a
+    band along one of the four sides is missing. stroke: what a thick wandering line covers is missing, as many
+    patches as in `random`. A function of (seed, index of the image).
+    """
+    side, n_S = math.isqrt(patches), int(s_ratio * patches + 1e-6)
+    row_L, column_L = torch.arange(patches, device=index_B.device) // side, torch.arange(patches) % side
+    column_L = column_L.to(index_B.device)
+    if kind == "random":
+        return place_masks(torch.full_like(index_B, n_S), torch.zeros_like(index_B), index_B, patches, seed)[0]
+    if kind == "block":
+        length = round(side * (1 - s_ratio) ** 0.5)
+        corner_B2 = (randomness.uniform(seed, "block", index_B, 2) * (side - length + 1)).long()
+        below_BL, right_BL = row_L - corner_B2[:, :1], column_L - corner_B2[:, 1:]
+        return ~((below_BL >= 0) & (below_BL < length) & (right_BL >= 0) & (right_BL < length))
+    if kind == "half":
+        depth_4L = torch.stack([row_L, side - 1 - row_L, column_L, side - 1 - column_L])
+        from_B = (randomness.uniform(seed, "half", index_B, 1)[:, 0] * 4).long()
+        return depth_4L[from_B] >= round(side * (1 - s_ratio))
+    if kind == "stroke":
+        return _stroke_order(index_B, side, seed).argsort(1).argsort(1) >= patches - n_S
+    raise ValueError(f"no kind of masks is called {kind!r}; known are {', '.join(KINDS)}")
+
+
+def _stroke_order(index_B: Tensor, side: int, seed: int) -> Tensor:
+    """When a wandering line first covers each patch, (B, L); where it does not come, later than everywhere it does."""
+    steps = 8 * side * side
+    turn_BS = randomness.uniform(seed, "stroke", index_B, steps + 3)
+    at_B2 = (turn_BS[:, :2] * side).long()
+    heading_B = (turn_BS[:, 2] * 4).long()
+    moves_42 = torch.tensor([[0, 1], [1, 0], [0, -1], [-1, 0]], device=index_B.device)
+    late_BL = steps + randomness.uniform(seed, "stroke end", index_B, side * side) * steps
+    first_BL = late_BL
+    row_B = torch.arange(len(index_B), device=index_B.device)
+    for step in range(steps):
+        place_B = at_B2[:, 0] * side + at_B2[:, 1]
+        first_BL = first_BL.index_put((row_B, place_B), first_BL[row_B, place_B].clamp(max=step))
+        u_B = turn_BS[:, step + 3]
+        heading_B = (heading_B + (u_B < 0.15).long() - (u_B > 0.85).long()) % 4
+        at_B2 = (at_B2 + moves_42[heading_B]).clamp(0, side - 1)
+    return first_BL

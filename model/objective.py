@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from model.biglearn import BigLearnVAE
+from model.biglearn import BigLearnModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -41,7 +41,7 @@ def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) 
 
 
 def elbo_terms(
-    model: BigLearnVAE,
+    model: BigLearnModel,
     x_BLD: Tensor,
     observed_BL: Tensor,
     target_BL: Tensor,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from data import randomness
 from data.batch import Batch
-from model.biglearn import BigLearnVAE
+from model.biglearn import BigLearnModel
 from model.fused import fused_elbo_terms
 from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order
 from model.objective import ObjectiveConfig, elbo_terms
@@ -19,7 +19,7 @@ class BigLearnTask(nn.Module):
     """Training and evaluation of `vae`, `biglearn_t` and `biglearn_u`. attend: how training in query_only attends."""
 
     def __init__(
-        self, model: BigLearnVAE, objective: ObjectiveConfig, seed: int, attend: Attend = attend_by_rectangles
+        self, model: BigLearnModel, objective: ObjectiveConfig, seed: int, attend: Attend = attend_by_rectangles
     ):
         super().__init__()
         self.model, self.objective, self.seed, self.attend = model, objective, seed, attend

@@ -2,6 +2,8 @@
 
 # ruff: noqa: E402
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -38,6 +40,19 @@ def digits_shards(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "digits"
     prepare("digits", out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory, root, digits_shards) -> Path:
+    """The directory of a run that learned the digits: a small biglearn_u, trained for half a minute."""
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    small = ["encoder_depth=1", "decoder_depth=1", "embed_dim=64", "num_heads=2"]
+    settings = ["engine.name=accelerate", "engine.device=cpu", "optimizer.learning_rate=3e-3"]
+    settings += ["train.total_images=40000", "evaluate.every_images=0", "evaluate.images=100"]
+    settings += [f"model.{value}" for value in small] + [f"data.shards={digits_shards}", f"run_dir={run}"]
+    command = [sys.executable, "launch/train.py", "--config", "configs/digits.yaml", *settings]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    return run
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.index import Index, load_index, prepare_command
 from data.stream import Stream, prefetch
-from model.biglearn import BigLearnVAE
+from model.biglearn import BigLearnModel
 from model.masks import Plan, local_positions
 from model.packed import attend_by_rectangles, attend_in_one_launch
 from model.patch_autoencoder import PatchAutoencoder
@@ -28,7 +28,7 @@ def build_task(config: Config) -> nn.Module:
     torch.manual_seed(config.seed)
     if config.method == "patch_ae":
         return PatchAETask(PatchAutoencoder())
-    model = BigLearnVAE(config.model, config.method, config.data.token_dim, config.data.patches)
+    model = BigLearnModel(config.model, config.method, config.data.token_dim, config.data.patches)
     attend = attend_in_one_launch if config.engine.attention == "triton" else attend_by_rectangles
     return BigLearnTask(model, config.objective, config.seed, attend)
 

@@ -11,6 +11,7 @@ import torch
 from data.errors import NonFiniteError
 from data.files import write_aside
 from data.stream import Stream
+from model.capabilities import BigLearnVAE
 from model.task import BigLearnTask
 from trainer.build import build_parts, micro_batches, refuse_damage, step_inputs
 from trainer.checkpoint import State
@@ -22,6 +23,7 @@ from trainer.pictures import draw_sheet
 from trainer.resume import identity, restore
 from trainer.run_directory import RunDirectory
 from trainer.stop import StopRequest
+from trainer.trained import describe
 from trainer.world import World
 
 log = logging.getLogger(__name__)
@@ -173,7 +175,8 @@ def _draw(task: BigLearnTask, stream: Stream, config: Config, values: dict, run:
     title = f"{config.method}, {config.model.mask_tokens}: {values['images']:,} training images, "
     title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
     picture = io.BytesIO()
-    draw_sheet(task, stream, config.data.patch_size, title).save(picture, "png")
+    vae = BigLearnVAE(task.model, describe(config, values["images"]), stream.device)
+    draw_sheet(vae, stream, title).save(picture, "png")
     try:
         write_aside(run.picture(values["images"]), picture.getvalue())
     except OSError as error:

@@ -54,12 +54,12 @@ def test_the_literal_form_is_the_dense_objective(tiny_task_batch):
 @pytest.fixture
 def tiny_task_batch():
     from data.batch import Batch
-    from model.biglearn import BigLearnVAE, ModelConfig
+    from model.biglearn import BigLearnModel, ModelConfig
     from model.objective import ObjectiveConfig
     from model.task import BigLearnTask
 
     config = ModelConfig(embed_dim=32, encoder_depth=1, decoder_depth=1, num_heads=2, mask_tokens="dense")
-    task = BigLearnTask(BigLearnVAE(config, "biglearn_u", 12, 16), ObjectiveConfig(groups=4, plans=3), seed=0)
+    task = BigLearnTask(BigLearnModel(config, "biglearn_u", 12, 16), ObjectiveConfig(groups=4, plans=3), seed=0)
     return task, Batch(torch.rand(8, 16, 12), torch.arange(8))
 
 

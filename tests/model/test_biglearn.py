@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import randomness
-from model.biglearn import BigLearnVAE, ModelConfig
+from model.biglearn import BigLearnModel, ModelConfig
 from model.masks import place_masks
 from model.objective import elbo_terms
 
@@ -22,10 +22,10 @@ COUNTS = {
 }
 
 
-def small_model(method: str, mode: str) -> BigLearnVAE:
+def small_model(method: str, mode: str) -> BigLearnModel:
     torch.manual_seed(3)
     config = ModelConfig(embed_dim=16, encoder_depth=2, decoder_depth=2, num_heads=2, latent_dim=Z, mask_tokens=mode)
-    return BigLearnVAE(config, method, token_dim=D, patches=L)
+    return BigLearnModel(config, method, token_dim=D, patches=L)
 
 
 def images(count: int = 3) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_parameter_counts_are_the_papers(case, method):
         embed_dim=width, encoder_depth=encoder, decoder_depth=decoder, num_heads=heads, mlp_ratio=ratio, latent_dim=z
     )
     with torch.device("meta"):
-        model = BigLearnVAE(config, method, token_dim=token_dim, patches=64)
+        model = BigLearnModel(config, method, token_dim=token_dim, patches=64)
     assert sum(p.numel() for p in model.parameters()) == expected
 
 

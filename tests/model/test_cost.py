@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.biglearn import BigLearnVAE, ModelConfig
+from model.biglearn import BigLearnModel, ModelConfig
 from model.cost import measure_cost
 from model.masks import Plan
 from model.objective import ObjectiveConfig
@@ -14,7 +14,7 @@ PATCHES, TOKEN_DIM, WIDTH, RATIO = 64, 48, 128, 2
 
 def case_1(method: str, mask_tokens: str) -> BigLearnTask:
     with torch.device("meta"):
-        model = BigLearnVAE(ModelConfig(mask_tokens=mask_tokens), method, TOKEN_DIM, PATCHES)
+        model = BigLearnModel(ModelConfig(mask_tokens=mask_tokens), method, TOKEN_DIM, PATCHES)
         return BigLearnTask(model, ObjectiveConfig(), seed=0)
 
 

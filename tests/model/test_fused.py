@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from model.biglearn import BigLearnVAE, ModelConfig
+from model.biglearn import BigLearnModel, ModelConfig
 from model.fused import fused_elbo_terms
 from model.masks import Plan, place_order, plan_masks
 from model.objective import elbo_terms
@@ -22,7 +22,7 @@ PLANS = {
 }
 
 
-def make(method: str, mode: str, dtype=torch.float32) -> BigLearnVAE:
+def make(method: str, mode: str, dtype=torch.float32) -> BigLearnModel:
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=32,
@@ -32,7 +32,7 @@ def make(method: str, mode: str, dtype=torch.float32) -> BigLearnVAE:
         latent_dim=6,
         mask_tokens=mode,
     )
-    model = BigLearnVAE(config, method, DIM, PATCHES)
+    model = BigLearnModel(config, method, DIM, PATCHES)
     with torch.no_grad():
         for p in model.parameters():  # nothing is zero, so everything shows
             p.add_(0.1 * torch.randn_like(p))

@@ -5,7 +5,16 @@ import pytest
 import torch
 from scipy.stats import beta, kstest
 
-from model.masks import drawn_masks, joint_plans, local_positions, make_plans, mask_sizes, plan_masks
+from model.masks import (
+    KINDS,
+    drawn_masks,
+    joint_plans,
+    local_positions,
+    make_plans,
+    mask_sizes,
+    observed_of_kind,
+    plan_masks,
+)
 from model.objective import ObjectiveConfig
 
 L = 64
@@ -104,3 +113,38 @@ def test_shares_divide_every_group_equally_and_groups_do_not_depend_on_them(shar
 def test_a_batch_that_does_not_split_is_refused():
     with pytest.raises(AssertionError):
         local_positions(0, 30, 4, 0, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_masks_leave_the_share_they_are_asked_for(kind):
+    index_B = torch.arange(200)
+    for s_ratio in (0.0, 0.25, 0.5, 0.75, 1.0):
+        observed_BL = observed_of_kind(kind, s_ratio, index_B, 64, seed=0)
+        assert observed_BL.float().mean().item() == pytest.approx(s_ratio, abs=0.07)
+        assert (observed_BL.sum(1) == observed_BL[0].sum()).all()
+    half_BL = observed_of_kind(kind, 0.5, index_B, 64, seed=0)
+    assert torch.equal(observed_of_kind(kind, 0.5, index_B[50:60], 64, seed=0), half_BL[50:60])
+    assert len(half_BL.unique(dim=0)) >= 4
+    assert not torch.equal(half_BL, observed_of_kind(kind, 0.5, index_B, 64, seed=1))
+
+
+def test_shapes_of_kinds():
+    """A block is a square, a half a band at a side, a stroke hangs together."""
+    index_B = torch.arange(50)
+
+    def missing(kind: str, s_ratio: float) -> torch.Tensor:
+        return ~observed_of_kind(kind, s_ratio, index_B, 64, seed=0).view(-1, 8, 8)
+
+    for hole in missing("block", 0.75):
+        rows, columns = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
+        assert len(rows) == len(columns) == 4
+        assert hole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    for hole in missing("half", 0.5):
+        assert any(torch.equal(hole.rot90(k), torch.arange(8)[:, None].expand(8, 8) < 4) for k in range(4))
+    for hole in missing("stroke", 0.7):
+        reached = torch.zeros_like(hole)
+        reached.view(-1)[hole.view(-1).nonzero()[0]] = True
+        for _ in range(64):
+            spread = torch.nn.functional.max_pool2d(reached[None, None].float(), 3, 1, 1)[0, 0] > 0
+            reached = spread & hole
+        assert torch.equal(reached, hole)

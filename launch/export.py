@@ -1,0 +1,48 @@
+"""Write a trained model as two files, model.safetensors and config.json, that load without the training code."""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+
+from data.errors import UserError
+from launch.cli import run, show_warnings
+
+EXAMPLES = """\
+examples:
+  python launch/export.py --model runs/digits-biglearn_u --out digits-model
+  python launch/sample.py inpaint --model digits-model --test 12 --hide half
+
+In Python: `from model.capabilities import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="PATH", help="a run's directory or a checkpoint")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; what it exports is replaced")
+    options = parser.parse_args(arguments)
+    show_warnings(rank=0)
+
+    from model.capabilities import BigLearnVAE
+    from model.export import CONFIG, WEIGHTS
+
+    vae, out = BigLearnVAE.load(options.model), Path(options.out)
+    if (out / "config.yaml").exists() or (out / "manifest.json").exists():
+        raise UserError(f"{out} is a run or a checkpoint: choose another --out")
+    try:
+        vae.export(out)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written ({error.strerror}): choose another --out") from None
+    parameters = sum(p.numel() for p in vae.model.parameters())
+    print(f"wrote {out / WEIGHTS} and {out / CONFIG}: {vae.description.method}, {parameters:,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,78 @@
+"""A trained model in two files that need no training code: config.json and model.safetensors.
+
+Nothing in them is ever unpickled or executed; what does not fit is refused in one line.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from data.config import DataConfig
+from data.errors import UserError
+from data.files import write_aside
+from model.biglearn import BigLearnModel, Method, ModelConfig
+from model.objective import ObjectiveConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CONFIG_BYTES = 2**20
+
+
+class Description(BaseModel, extra="forbid", frozen=True):
+    """What a model is, beside its weights."""
+
+    format: Literal[1] = 1
+    method: Method
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    seed: int
+    images: int = Field(ge=0)  # it was trained on so many
+
+    def build(self, weights: dict[str, Tensor]) -> BigLearnModel:
+        """The model with these weights, on the CPU, not to be trained. UserError that names what does not fit."""
+        with torch.device("meta"):
+            model = BigLearnModel(self.model, self.method, self.data.token_dim, self.data.patches)
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        found = {name: tuple(value.shape) for name, value in weights.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise UserError(f"{name} has the shape {found.get(name)}, the configuration says {wanted.get(name)}")
+        # Anew, because the positions, which are no parameters, need a real device.
+        model = BigLearnModel(self.model, self.method, self.data.token_dim, self.data.patches)
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        return model.requires_grad_(False).eval()
+
+
+def write_export(folder: Path, description: Description, weights: dict[str, Tensor]) -> None:
+    """Write both files; the configuration, which has the checksum of the weights, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({name: value.contiguous() for name, value in weights.items()})
+    write_aside(folder / WEIGHTS, content)
+    values = description.model_dump(mode="json") | {"weights_sha256": hashlib.sha256(content).hexdigest()}
+    write_aside(folder / CONFIG, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def read_export(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+    """What `write_export` wrote. UserError for anything else."""
+    try:
+        if (folder / CONFIG).stat().st_size > _CONFIG_BYTES:
+            raise UserError(f"{folder / CONFIG} is larger than any of ours")
+        values = json.loads((folder / CONFIG).read_bytes())
+        checksum = values.pop("weights_sha256")
+        description = Description.model_validate(values)
+        with (folder / WEIGHTS).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+                raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs): export the model again")
+        return description, load_file(folder / WEIGHTS)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cause = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(f"{folder} holds no export of this version ({cause}): export the model again") from None

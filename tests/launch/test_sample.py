@@ -1,0 +1,133 @@
+"""launch/sample.py and launch/export.py as a person starts them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import sample
+from model.masks import KINDS
+
+TEST = ("--test", "6")
+COMMANDS = {
+    "generate": ("--count", "5"),
+    "encode": (*TEST, "--hide", "random"),
+    "reconstruct": TEST,
+    "infer": (*TEST, "--hide", "half", "--draws", "2"),
+    "inpaint": (*TEST, "--hide", "block", "--draws", "2"),
+    "strokes": (*TEST, "--hide", "stroke", "--s-ratio", "0.2", "--draws", "2"),
+    "pseudo-gibbs": (*TEST, "--hide", "half", "--draws", "2", "--burn-in", "2", "--steps", "1"),
+    "interpolate": (*TEST, "--steps", "3"),
+    "vary-z": (*TEST, "--hide", "random", "--dimensions", "0", "3"),
+    "vary-x": (*TEST, "--delta", "0.2"),
+    "bound": (*TEST, "--hide", "random", "--samples", "2"),
+}
+SHAPES = {
+    "generate": {"images": (5, 32, 32, 3)},
+    "encode": {"mu": (6, 32), "logvar": (6, 32)},
+    "reconstruct": {"images": (6, 32, 32, 3)},
+    "interpolate": {"images": (3, 3, 32, 32, 3)},
+    "vary-z": {"base": (6, 32, 32, 3), "changed": (2, 6, 32, 32, 3)},
+    "vary-x": {"mu_before": (6, 32), "mu_after": (6, 32)},
+    "bound": {"bound": (6,), "elbo": (6,)},
+}
+WITHOUT_SHEET = ("encode", "bound")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_writes_its_sheet_and_its_arrays(start, digits_run, tmp_path, name):
+    done = start("python", "launch/sample.py", name, "--model", digits_run, "--out", tmp_path, *COMMANDS[name])
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    arrays = np.load(tmp_path / f"{name}.npz", allow_pickle=False)
+    for key, shape in SHAPES.get(name, {"images": (2, 6, 32, 32, 3), "seen": (6, 32, 32)}).items():
+        assert arrays[key].shape == shape
+        assert np.isfinite(arrays[key]).all()
+    assert (tmp_path / f"{name}.png").exists() == (name not in WITHOUT_SHEET)
+    if name not in WITHOUT_SHEET:
+        assert Image.open(tmp_path / f"{name}.png").width > 300
+
+
+def test_every_command_is_tried_and_has_an_example():
+    parser = sample._parser()
+    commands = parser._subparsers._group_actions[0].choices
+    assert commands.keys() == COMMANDS.keys() | {"decode"}
+    for name, command in commands.items():
+        assert f"launch/sample.py {name} --model" in command.epilog
+    assert sample.KINDS == KINDS
+
+
+def test_codes_go_back_to_images(start, digits_run, tmp_path):
+    common = ("--model", digits_run, "--out", tmp_path)
+    assert start("python", "launch/sample.py", "encode", *common, *TEST).returncode == 0
+    assert start("python", "launch/sample.py", "reconstruct", *common, *TEST).returncode == 0
+    codes = tmp_path / "encode.npz"
+    assert start("python", "launch/sample.py", "decode", *common, "--codes", codes).returncode == 0
+    decoded, reconstructed = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("decode", "reconstruct"))
+    assert np.allclose(decoded, reconstructed, atol=1e-5)
+
+
+def test_an_export_completes_a_persons_picture(start, digits_run, tmp_path):
+    """A picture of any size with a transparent hole: what is there comes back, the hole is filled."""
+    done = start("python", "launch/export.py", "--model", digits_run, "--out", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "model/config.json").read_text())["method"] == "biglearn_u"
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[10:50, 28:36, :3] = 255
+    picture[..., 3] = 255
+    picture[32:] = 0
+    Image.fromarray(picture).save(tmp_path / "hole.png")
+    common = ("--model", tmp_path / "model", "--out", tmp_path, "--images", tmp_path / "hole.png")
+    done = start("python", "launch/sample.py", "inpaint", *common, "--draws", "2")
+    assert done.returncode == 0, done.stderr
+    arrays = np.load(tmp_path / "inpaint.npz")
+    assert arrays["names"].tolist() == ["hole"]
+    assert arrays["seen"][0, :16].all()
+    assert not arrays["seen"][0, 16:].any()
+    known = np.asarray(Image.fromarray(picture[..., :3]).resize((32, 32), Image.Resampling.BILINEAR)) / 255
+    assert np.allclose(arrays["images"][:, 0, :15], known[None, :15], atol=1 / 255)
+    assert arrays["images"][:, 0, 16:].max() > 0.2
+
+
+def test_dropped_pixels_are_said(start, digits_run, tmp_path):
+    mask = np.full((32, 32), 255, np.uint8)
+    mask[20:] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    command = ("python", "launch/sample.py", "inpaint", "--model", digits_run, "--out", tmp_path, "--test", "2")
+    done = start(*command, "--mask", tmp_path / "mask.png", "--draws", "1")
+    assert "256 known pixels lie in partly known patches" in done.stdout
+    done = start(*command, "--mask", tmp_path / "mask.png", "--draws", "1", "--observed", "any")
+    assert "partly known" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("generate", "--model", "nowhere"), "holds no run, no checkpoint and no export"),
+        (("reconstruct",), "Give --images PATH"),
+        (("reconstruct", "--test", "2", "--images", "x.png"), "give one of them"),
+        (("reconstruct", "--test", "99999"), "360 test images"),
+        (("reconstruct", "--images", "nowhere.png"), "does not exist"),
+        (("reconstruct", "--test", "2", "--hide", "half"), "needs whole images"),
+        (("decode", "--codes", "README.md"), "holds no codes"),
+        (("interpolate", "--test", "1"), "give two"),
+        (("vary-z", "--test", "2", "--dimensions", "99"), "0 to 31"),
+        (("generate", "--device", "abacus"), "set --device"),
+        (("generate", "--out", "README.md"), "choose another --out"),
+    ],
+)
+def test_mistakes(start, digits_run, tmp_path, arguments, cause):
+    name, *rest = arguments
+    out = () if "--out" in rest else ("--out", tmp_path)
+    model = () if "--model" in rest else ("--model", digits_run)
+    done = start("python", "launch/sample.py", name, *model, *out, *rest)
+    assert done.returncode == 2
+    assert cause in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_export_never_lands_in_a_run(start, digits_run):
+    done = start("python", "launch/export.py", "--model", digits_run, "--out", digits_run)
+    assert done.returncode == 2
+    assert "is a run or a checkpoint" in done.stderr
