@@ -10,6 +10,7 @@ import torch
 from data.errors import UserError
 from data.index import load_index
 from data.stream import Stream
+from model.biglearn import BigLearnModel
 from model.capabilities import BigLearnVAE
 from model.export import Description
 from model.masks import observed_of_kind
@@ -209,13 +210,17 @@ def test_strokes_guide_what_is_generated(vae, digits):
     assert (guided - unguided).abs().mean() > 0.01
 
 
-def test_the_joint_vae_does_what_it_was_trained_for(vae, digits):
-    from trainer.build import build_task
-    from trainer.config import load_config
+def as_joint(vae: BigLearnVAE) -> BigLearnVAE:
+    """An untrained joint VAE of the same size."""
+    values = vae.description.model_dump() | {"method": "vae"}
+    description = Description.model_validate(values)
+    torch.manual_seed(0)
+    data = description.data
+    return BigLearnVAE(BigLearnModel(description.model, "vae", data.token_dim, data.patches), description)
 
-    config = load_config("configs/digits.yaml", ["method=vae"])
-    values = vae.description.model_dump() | {"method": "vae", "model": config.model.model_dump()}
-    joint = BigLearnVAE(build_task(config).model, Description.model_validate(values))
+
+def test_the_joint_vae_does_what_it_was_trained_for(vae, digits):
+    joint = as_joint(vae)
     assert joint.reconstruct(digits[:2]).shape == (2, 32, 32, 3)
     assert not joint.prior().mu_BZ.any()
     assert not joint.prior().logvar_BZ.any()

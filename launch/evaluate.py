@@ -1,0 +1,123 @@
+"""Measure a trained model on the test images, or put evaluations side by side.
+
+Writes evaluation.json and evaluation.html into the run's reports: ELBOs, importance-weighted bounds, in-painting for
+four kinds of masks beside its baselines, diversity, linear probes, active units. Works under torchrun, deepspeed and
+accelerate launch: every process takes its share of the images.
+"""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+
+from data.errors import UserError
+from launch.cli import run, show_warnings
+
+EXAMPLES = """\
+examples:
+  python launch/evaluate.py --run runs/digits-biglearn_u
+  torchrun --nproc-per-node 2 -- launch/evaluate.py --run runs/mnist_case1-biglearn_u --images 2000
+  python launch/evaluate.py --compare runs/digits-biglearn_u runs/digits-vae --out comparison
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", metavar="DIR", help="a run's directory, a checkpoint or an export")
+    add("--compare", nargs="+", metavar="DIR", help="instead: runs that were evaluated, side by side")
+    add("--out", metavar="DIR", help="default: reports/ in the run; comparison/ for --compare")
+    add("--images", type=_count, metavar="N", help="test images of the ELBOs; default: all")
+    add("--bound-images", type=_count, metavar="N", default=500, help="default: %(default)s")
+    add("--bound-samples", type=_count, metavar="K", default=64, help="importance weights; default: %(default)s")
+    add("--inpainting-images", type=_count, metavar="N", default=500, help="default: %(default)s")
+    add("--draws", type=_count, metavar="K", default=4, help="completions of an image; default: %(default)s")
+    probed = "training images of the linear probes; default: %(default)s"
+    add("--probe-images", type=_count, metavar="N", default=10_000, help=probed)
+    add("--seed", type=int, default=0, help="of masks and draws; default: %(default)s")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    options = parser.parse_args(arguments)
+    if bool(options.run) == bool(options.compare):
+        raise UserError("what is to be measured? Give --run DIR, or --compare DIR DIR ...")
+    if options.compare:
+        return compare([Path(path) for path in options.compare], Path(options.out or "comparison"))
+    return evaluate(options)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from model.capabilities import BigLearnVAE
+    from trainer.assessment import Extent, assess
+    from trainer.report import page, words
+    from trainer.run_directory import RunDirectory
+    from trainer.world import joined_world
+
+    extent = Extent(
+        images=options.images,
+        bound_images=options.bound_images,
+        bound_samples=options.bound_samples,
+        inpainting_images=options.inpainting_images,
+        draws=options.draws,
+        probe_images=options.probe_images,
+        seed=options.seed,
+    )
+    folder, directory = Path(options.run), RunDirectory(options.run)
+    out = Path(options.out) if options.out else directory.reports
+    with joined_world(options.device) as world:
+        show_warnings(world.rank)
+        with world.agreed():
+            vae = BigLearnVAE.load(folder, world.device)
+        report = assess(vae, world, extent)
+        with world.agreed():
+            if world.is_main:
+                picture = directory.picture(report["images"])
+                pictures = {"What it can do": picture.read_bytes()} if picture.exists() else {}
+                reports = {folder.resolve().name: report}
+                content = page(f"Evaluation of {folder.resolve().name}", reports, pictures)
+                _write(out, {"evaluation.json": json.dumps(report, indent=1) + "\n", "evaluation.html": content})
+                print(words(reports))
+                print(f"wrote {out / 'evaluation.json'} and {out / 'evaluation.html'}")
+    return 0
+
+
+def compare(folders: list[Path], out: Path) -> int:
+    from trainer.report import page, read_report, words
+
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("--compare has a run twice: name each run once")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    found = zip(names, folders, strict=True)
+    reports = {name: read_report(folder / "reports/evaluation.json") for name, folder in found}
+    _write(out, {"comparison.html": page("Comparison of runs", reports, {})})
+    print(words(reports))
+    print(f"wrote {out / 'comparison.html'}")
+    return 0
+
+
+def _write(out: Path, files: dict[str, str]) -> None:
+    from data.files import write_aside
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_aside(out / name, content.encode())
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written ({error.strerror}): choose another --out") from None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""launch/evaluate.py as a person starts it."""
+
+import json
+import shutil
+
+import pytest
+
+SMALL = (
+    "--images", "100", "--bound-images", "6", "--bound-samples", "2", "--inpainting-images", "4", "--draws", "2",
+    "--probe-images", "60",
+)  # fmt: skip
+
+
+def test_a_run_is_measured_and_compared(start, digits_run, tmp_path):
+    done = start("python", "launch/evaluate.py", "--run", digits_run, *SMALL)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((digits_run / "reports/evaluation.json").read_text())
+    trained = json.loads((digits_run / "evaluations.jsonl").read_text().splitlines()[-1])
+    for name, value in report["elbos"].items():  # on the images that training looked at
+        assert value == pytest.approx(trained[name], rel=1e-4)
+    assert "BigLearnELBO" in done.stdout
+    assert "<img" in (digits_run / "reports/evaluation.html").read_text()
+    shutil.copytree(digits_run / "reports", tmp_path / "other/reports")
+    done = start("python", "launch/evaluate.py", "--compare", digits_run, tmp_path / "other", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Fig. 2" in (tmp_path / "comparison.html").read_text()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("torchrun", "--nproc-per-node", "2", "--"),
+        ("python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+    ],
+)
+def test_two_processes_measure_the_same(start, digits_run, tmp_path, launcher):
+    reports = []
+    for out, command in ((tmp_path / "one", ("python",)), (tmp_path / "two", launcher)):
+        done = start(*command, "launch/evaluate.py", "--run", digits_run, "--out", out, "--device", "cpu", *SMALL)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads((out / "evaluation.json").read_text()))
+    assert same(*reports)
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return other == pytest.approx(one, rel=1e-3, abs=1e-5) if isinstance(one, float) else one == other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ((), "Give --run DIR"),
+        (("--run", "a", "--compare", "b"), "Give --run DIR"),
+        (("--run", "nowhere"), "holds no run"),
+        (("--compare", "nowhere", "nowhere"), "name each run once"),
+        (("--compare", "nowhere"), "python launch/evaluate.py --run nowhere"),
+    ],
+)
+def test_mistakes(start, arguments, cause):
+    done = start("python", "launch/evaluate.py", *arguments)
+    assert done.returncode == 2
+    assert cause in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,155 @@
+"""What is measured of a trained model: scores, ways to fill, probes, and the report of all of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from data.errors import UserError
+from model.capabilities import BigLearnVAE
+from model.observation import observe
+from trainer.assessment import Extent, assess
+from trainer.inpainting import References, fillers, nearest, scores
+from trainer.probe import accuracy, features_of
+from trainer.report import page, read_report, words
+
+SMALL = Extent(
+    images=20, bound_images=10, bound_samples=2, inpainting_images=6, draws=2, references=50, probe_images=100,
+    probe_test_images=60,
+)  # fmt: skip
+
+
+def images(count=4, seed=0):
+    return torch.rand(count, 32, 32, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def half(x):
+    """Without the upper half."""
+    given = observe(x, image_size=32, patch_size=8)
+    return given.hide(torch.arange(16).expand(len(x), -1) < 8)
+
+
+def test_scores_are_of_the_missing_part_alone():
+    x = images()
+    given = half(x)
+    filled = x.clone()
+    filled[:, 16:] = 0  # the known part, which does not count
+    found = scores(given, x, filled[None])
+    assert found["error"].tolist() == [0] * 4
+    assert (found["psnr"] == 100).all()
+    other = images(seed=1)
+    found = scores(given, x, other[None])
+    for b in range(4):
+        psnr = peak_signal_noise_ratio(x[b, :16].numpy(), other[b, :16].numpy(), data_range=1)
+        assert found["psnr"][b].item() == pytest.approx(psnr, rel=1e-4)
+        assert found["error"][b].item() == pytest.approx((x - other)[b, :16].square().mean().item(), rel=1e-5)
+    assert (scores(given, x, x[None])["ssim"] > 0.9999).all()
+    assert (found["ssim"].abs() < 0.2).all()  # noise is like no other noise
+    assert (found["diversity"] == 0).all()
+    both = scores(given, x, torch.stack([x + 0.1, x - 0.1]))
+    torch.testing.assert_close(both["diversity"], torch.full((4,), 0.1))
+    torch.testing.assert_close(both["error"], torch.full((4,), 0.01))
+
+
+def test_the_nearest_neighbour_is_that_of_the_known_part():
+    x = images(30)
+    given = half(x[[7, 20]])
+    others = x.clone()
+    others[:, :16] = images(30, seed=2)[:, :16]  # what is missing does not count
+    assert torch.equal(nearest(given, others), others[[7, 20]])
+
+
+@pytest.fixture(scope="module")
+def vae(digits_run):
+    return BigLearnVAE.load(digits_run)
+
+
+@pytest.fixture
+def joint(vae):
+    from tests.model.test_capabilities import as_joint
+
+    return as_joint(vae)
+
+
+def test_a_joint_vae_gets_the_ways_of_its_peers(vae, joint):
+    x = images(2)
+    given, references = half(x), References(images(5).mean(0), images(5))
+    ways = fillers(joint, references, draws=2, seed=0)
+    assert ways.keys() == {"zero filling", "mean filling", "pseudo-Gibbs", "mean image", "nearest neighbour"}
+    for name, fill in ways.items():
+        filled = fill(given, 0)
+        assert len(filled) == (2 if name == "pseudo-Gibbs" else 1)
+        assert all(torch.equal(f[:, 16:], x[:, 16:]) for f in filled)
+    zeros = x.clone()
+    zeros[:, :16] = 0
+    torch.testing.assert_close(ways["zero filling"](given, 0)[0][:, :16], joint.reconstruct(zeros)[:, :16])
+    zeros[:, :16] = references.mean_HWC[:16]
+    torch.testing.assert_close(ways["mean filling"](given, 0)[0][:, :16], joint.reconstruct(zeros)[:, :16])
+    assert {"in-painting, mean z", "in-painting, drawn z"} <= fillers(vae, references, 2, 0).keys()
+
+
+def test_a_probe_tells_what_its_features_tell():
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(0, 3, 600)
+    told = np.eye(3)[label_N] + 0.1 * rng.standard_normal((600, 3))
+    told = np.concatenate([told, 100 * rng.standard_normal((600, 2))], axis=1)
+    assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:]) == 1
+    noise = rng.standard_normal((600, 5))
+    assert accuracy(noise[:400], label_N[:400], noise[400:], label_N[400:]) < 0.5
+    assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:], pca=1) < 0.6  # the largest part is noise
+
+
+def test_features_of_pixels_have_the_mean_where_nothing_is_known(vae):
+    x = images(2)[..., :1].expand(-1, -1, -1, 3)
+    features = features_of(vae, torch.full((32, 32, 3), 0.25))
+    pixels = features["pixels"](half(x)).reshape(2, 32, 32)  # grey: one channel
+    assert (pixels[:, :16] == 0.25).all()
+    assert np.array_equal(pixels[:, 16:], x[:, 16:, :, 0].numpy())
+    assert np.array_equal(features["mean of p(z | x_S)"](half(x)), vae.encode(half(x)).mu_BZ.numpy())
+
+
+@pytest.fixture(scope="module")
+def report(vae, world):
+    return assess(vae, world, SMALL)
+
+
+def test_the_report_holds_every_figure(vae, report):
+    assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
+    assert {"biglearn_elbo", "joint_elbo", "joint_elbo_standard_prior"} <= report["elbos"].keys()
+    assert {(row["of"], row["samples"]) for row in report["bounds"]} == {
+        (of, k) for of in ("log p(x)", "log p(x_T | x_S), half known") for k in (1, 2)
+    }
+    ways = {row["way"] for row in report["inpainting"]}
+    assert ways == {
+        "in-painting, mean z", "in-painting, drawn z", "inference, mean z", "mean image", "nearest neighbour",
+    }  # fmt: skip
+    assert {row["mask"] for row in report["inpainting"]} == {"random", "block", "half", "stroke"}
+    drawn = [row["diversity"] for row in report["inpainting"] if row["way"] == "in-painting, drawn z"]
+    assert min(drawn) > 0
+    probes = {row["features"] for row in report["probe"]}
+    assert probes == {"mean of p(z | x_S)", "pixels", "32 principal components of pixels"}
+    whole = [row["accuracy"] for row in report["probe"] if row["s_ratio"] == 1]
+    assert min(whole) > 0.5
+    assert 1 <= report["latent"]["active_units"] <= 32
+
+
+def test_the_page_is_self_contained_and_names_cannot_break_it(report):
+    evil = "<script>alert(1)</script>"
+    content = page(evil, {evil: report, "other": report}, {"<b>picture": b"png"})
+    assert evil not in content
+    assert "<b>picture" not in content
+    assert "http" not in content.replace("http-equiv", "")
+    assert content.count("<img") == 4  # JointELBO, in-painting, probes, the picture
+    assert "BigLearnELBO" in words({"run": report})
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"format": 99}', b"{" * 10**5])
+def test_what_is_no_report_is_refused(tmp_path, content):
+    path = tmp_path / "evaluation.json"
+    with pytest.raises(UserError, match=r"make it with `python launch/evaluate\.py"):
+        read_report(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no evaluation of this version"):
+        read_report(path)

@@ -1,0 +1,104 @@
+"""How well missing parts are filled: the model, the ways a joint VAE has, and what needs no model at all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from model.capabilities import BigLearnVAE
+from model.observation import Observation
+
+# (what is known, number of the first image) -> images with the missing part filled, (draws, B, H, W, 3)
+Filler = Callable[[Observation, int], Tensor]
+
+
+@dataclass(frozen=True)
+class References:
+    """Training images, for what fills without a model. mean_HWC: their mean. images_NHWC: some of them."""
+
+    mean_HWC: Tensor
+    images_NHWC: Tensor
+
+
+def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> dict[str, Filler]:
+    """By name. A BigLearn-VAE in-paints and infers; a joint VAE gets its missing part by the ways of its peers."""
+
+    def once(fill: Callable[[Observation], Tensor]) -> Filler:
+        return lambda given, _: given.complete(fill(given))[None]
+
+    def through_z(filled_BHWC: Tensor) -> Tensor:
+        return vae.decode(vae.encode(filled_BHWC).mu_BZ)
+
+    def mean_of_codes(of_images: Callable[..., Tensor]) -> Filler:
+        return lambda given, _: given.complete(of_images(given, draws=0)[0])[None]
+
+    mean_HWC = references.mean_HWC
+    without_model = {
+        "mean image": once(lambda given: mean_HWC.expand_as(given.images_BHWC)),
+        "nearest neighbour": once(lambda given: nearest(given, references.images_NHWC)),
+    }
+    if vae.description.method == "vae":
+
+        def chain(given: Observation, first_index: int) -> Tensor:
+            return vae.pseudo_gibbs(given, draws=draws, start_HWC=mean_HWC, seed=seed, first_index=first_index)
+
+        return {
+            "zero filling": once(lambda given: through_z(given.images_BHWC)),
+            "mean filling": once(lambda given: through_z(given.complete(mean_HWC.expand_as(given.images_BHWC)))),
+            "pseudo-Gibbs": chain,
+            **without_model,
+        }
+
+    def draw(given: Observation, first_index: int) -> Tensor:
+        return vae.inpaint(given, draws=draws, seed=seed, first_index=first_index)
+
+    return {
+        "in-painting, mean z": mean_of_codes(vae.inpaint),
+        "in-painting, drawn z": draw,
+        "inference, mean z": mean_of_codes(vae.infer),
+        **without_model,
+    }
+
+
+def nearest(given: Observation, images_NHWC: Tensor) -> Tensor:
+    """Of the images, the one nearest to each observation, by the squared distance of the known pixels."""
+    known_BP, x_BP = (given.seen_BHW[..., None] * torch.ones(3)).flatten(1), given.images_BHWC.flatten(1)
+    other_NP = images_NHWC.flatten(1)
+    distance_BN = known_BP @ other_NP.square().T - 2 * x_BP @ other_NP.T  # x is zero where nothing is known
+    return images_NHWC[distance_BN.argmin(1)]
+
+
+def scores(given: Observation, images_BHWC: Tensor, filled_KBHWC: Tensor) -> dict[str, Tensor]:
+    """Of the missing part of each image, (B,) each, means over the draws.
+
+    error: mean squared error a pixel and channel. psnr: 10 log10(1 / error), dB. ssim: mean of the map of structural
+    similarity (Wang et al. 2004, Gaussian window, sigma 1.5). diversity: root of the mean variance over the draws, 0
+    for a single one.
+    """
+    missing_BHW = ~given.seen_BHW
+    size_B = missing_BHW.sum((1, 2))
+
+    def of_missing(value: Tensor) -> Tensor:
+        """Means over the missing pixels of (..., B, H, W)."""
+        return (value * missing_BHW).sum((-1, -2)) / size_B
+
+    error_KB = of_missing((filled_KBHWC - images_BHWC).square().mean(-1))
+    ssim_KB = torch.stack([of_missing(_similarity(filled, images_BHWC)) for filled in filled_KBHWC.clamp(0, 1)])
+    variance_BHW = filled_KBHWC.var(0, correction=0).mean(-1)
+    return {
+        "error": error_KB.mean(0),
+        "psnr": (-10 * error_KB.clamp(min=1e-10).log10()).mean(0),
+        "ssim": ssim_KB.mean(0),
+        "diversity": of_missing(variance_BHW).sqrt(),
+    }
+
+
+def _similarity(one_BHWC: Tensor, other_BHWC: Tensor) -> Tensor:
+    """The map of structural similarity, mean over the channels, (B, H, W)."""
+    how = {"channel_axis": -1, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "full": True}
+    pairs = zip(one_BHWC.numpy(), other_BHWC.numpy(), strict=True)
+    maps = [structural_similarity(one, other, use_sample_covariance=False, **how)[1] for one, other in pairs]
+    return torch.from_numpy(np.stack(maps)).mean(-1)
