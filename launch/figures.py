@@ -53,6 +53,30 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _chosen(options: argparse.Namespace, impossible: dict[str, str]) -> list[str]:
+    """The names of the figures to draw. What is impossible is left out with a word, or refused if it was asked for."""
+    asked = dict.fromkeys("6-8" if number in "678" else number for number in options.figures or NUMBERS)
+    for why in dict.fromkeys(impossible.values()):
+        names = ", ".join(name for name in asked if impossible.get(name) == why)
+        if names and options.figures:
+            raise UserError(f"figure {names} cannot be drawn: {why}")
+        if names:
+            print(f"left out: figure {names}, because {why}")
+    return [name for name in asked if name not in impossible]
+
+
+def _write(picture, path: Path) -> None:
+    content = io.BytesIO()
+    picture.save(content, "png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, content.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be written ({error.strerror}): choose another --out"
+        ) from None
+
+
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     show_warnings(rank=0)
@@ -65,39 +89,27 @@ def main(arguments: list[str]) -> int:
     from trainer.run_directory import RunDirectory
 
     vae = BigLearnVAE.load(options.run, find_device(options.device))
-    is_run = RunDirectory(options.run).config.exists()
+    run_directory = RunDirectory(options.run)
+    is_run = run_directory.config.exists()
     if not options.out and not is_run:
-        raise UserError(f"{options.run} is no run's directory, where pictures would go: give --out DIR")
-    out = Path(options.out) if options.out else RunDirectory(options.run).reports / "figures"
-    asked = list(dict.fromkeys("6-8" if number in "678" else number for number in options.figures or NUMBERS))
+        raise UserError(f"{options.run} is no run's directory, where the pictures would go: give --out DIR")
+    out = Path(options.out) if options.out else run_directory.reports / "figures"
+
     impossible = {}
     if vae.description.method == "vae":
         why = "the joint VAE has no p(z | x_S) for parts of an image: give the run of a BigLearn-VAE"
-        impossible |= {name: why for name, figure in FIGURES.items() if figure.needs_parts}
+        impossible = {name: why for name, figure in FIGURES.items() if figure.needs_parts}
     if not is_run or not options.against:
-        impossible["13"] = "it compares two runs: give both run's directories, with --run and with --against"
-    for why in dict.fromkeys(impossible.values()):
-        names = [name for name in asked if impossible.get(name) == why]
-        if names and options.figures:
-            raise UserError(f"no figure {', '.join(names)}: {why}")
-        if names:
-            print(f"left out: figure {', '.join(names)}; {why}")
-    possible = [name for name in asked if name not in impossible]
-    for name in progress(possible, "figures", shown=True):
+        impossible["13"] = "it compares two runs: give the directories of both, with --run and --against"
+    names = _chosen(options, impossible)
+    for name in progress(names, "figures", shown=True):
         if name == "13":
             picture = rendered(training_curves([Path(options.run), Path(options.against)]))
         else:
             _, images_BHWC = read_test_images(vae.description.data, options.images or FIGURES[name].images)
             picture = draw_figure(name, vae, images_BHWC, options.seed)
-        content = io.BytesIO()
-        picture.save(content, "png")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_aside(out / f"figure-{name}.png", content.getvalue())
-        except OSError as error:
-            cause = f"{error.filename or out} cannot be written ({error.strerror})"
-            raise UserError(f"{cause}: choose another --out") from None
-    print(f"wrote {', '.join(f'figure-{name}.png' for name in possible)} into {out}")
+        _write(picture, out / f"figure-{name}.png")
+    print(f"wrote {', '.join(f'figure-{name}.png' for name in names)} into {out}")
     return 0
 
 

@@ -25,7 +25,7 @@ from trainer.run_directory import RunDirectory
 
 S_RATIOS = tuple(tenths / 10 for tenths in range(10, 0, -1))
 _DELTA_Z, _DIMENSIONS = 5.0, 8
-_NOISE, _BRIGHTER = 0.2, 0.3
+_NOISE, _BRIGHTER = 0.2, 0.2
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def interpolations(vae: BigLearnVAE, images_BHWC: Tensor, seed: int) -> list[Ima
     between_KBHWC = vae.interpolate(images_BHWC, others_BHWC, steps=len(shares))
     rows = _by_image(("",), [[images_BHWC, *between_KBHWC, others_BHWC]])
     columns = ["from", *(f"{share:.1f}" for share in shares), "to"]
-    title = "Between two test images: p(x | z) along the line from the mean of one's p(z | x) to that of the other's"
+    title = (
+        "p(x | z) for z this share of the way from the code of one test image, the mean of p(z | x), to that of another"
+    )
     return [sheet([(f"pair {b + 1}", x) for b, (_, x) in enumerate(rows)], title, columns)]
 
 
@@ -132,7 +134,7 @@ def decoding_sensitivity(vae: BigLearnVAE, images_BHWC: Tensor, seed: int) -> li
     columns = ["x_S", "from z", *(f"z{d} + {_DELTA_Z:g}" for d in most.indices.tolist())]
     title = (
         f"p(x_T | z, x_S), z drawn from p(z | x_S); then {_DELTA_Z:g} is added to one dimension of z: the "
-        f"{len(most.indices)} of {latent_dim} that change missing pixels most ({most.values[0]:.2f} to "
+        f"{len(most.indices)} of {latent_dim} that change missing pixels most (by {most.values[0]:.2f} to "
         f"{most.values[-1]:.2f} on average)"
     )
     return [sheet(rows, title, columns, group=len(ratios))]
