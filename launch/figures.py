@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import io
+from functools import partial
 
 from data.errors import UserError
 from data.files import write_aside
@@ -22,10 +23,10 @@ NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 EXAMPLES = """\
 examples:
   python launch/figures.py --run runs/digits-biglearn_u --against runs/digits-vae
-  python launch/figures.py --run my-export --figures 3 9 --images 5 --out figures
+  python launch/figures.py --run my-export --figures 3 9 --images 5 --out my-figures
 
-6, 7 and 8 are one picture, figure-6-8.png. Figure 13 needs two runs, of which --run should be the BigLearn-VAE. A
-joint VAE has figure 9 (and 13) alone. --debug shows the traceback of an error.
+6, 7 and 8 are one picture, figure-6-8.png. Figure 13 needs two runs. A joint VAE as --run has figures 9 and 13 alone.
+--debug shows the traceback of an error.
 """
 
 
@@ -89,6 +90,7 @@ def main(arguments: list[str]) -> int:
     from trainer.run_directory import RunDirectory
 
     vae = BigLearnVAE.load(options.run, find_device(options.device))
+    vae.progress = partial(progress, name="this figure", shown=True)
     run_directory = RunDirectory(options.run)
     is_run = run_directory.config.exists()
     if not options.out and not is_run:

@@ -16,7 +16,6 @@ from data import randomness
 from data.errors import UserError
 from data.index import read_index
 from model.capabilities import BigLearnVAE
-from model.export import Description
 from model.masks import observed_of_kind, place_masks
 from model.observation import Observation
 from trainer.config import load_config
@@ -30,7 +29,7 @@ _NOISE, _BRIGHTER = 0.2, 0.2
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of images. draw(vae, images_BHWC, seed): the picture, without its heading.
+    """A figure of images. draw(vae, images_BHWC, seed): its panels, which stand one below the other, or `beside`.
 
     name: what it shows, for the heading. images: how many test images, unless a person asks for others. needs_parts:
     it needs p(z | x_S) of parts of an image, which the joint VAE has not.
@@ -45,13 +44,10 @@ class Figure:
 
 def draw_figure(number: str, vae: BigLearnVAE, images_BHWC: Tensor, seed: int) -> Image.Image:
     """One of FIGURES of these test images."""
-    figure = FIGURES[number]
-    heading = f"Figure {number}: {figure.name}. {_origin(vae.description)}"
+    figure, of = FIGURES[number], vae.description
+    origin = f"{of.method} after {of.images:,} training images of {of.data.source}"
+    heading = f"Figure {number}: {figure.name}. {origin}"
     return panels(figure.draw(vae, images_BHWC, seed), heading, beside=figure.beside)
-
-
-def _origin(description: Description) -> str:
-    return f"{description.method} after {description.images:,} training images of {description.data.source}"
 
 
 def nested_parts(vae: BigLearnVAE, images_BHWC: Tensor, ratios: tuple[float, ...], seed: int) -> list[Observation]:
