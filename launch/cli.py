@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from data.errors import RankError, UserError
+from data.errors import RankError, UserError, printable
 
 MISTAKE, NON_FINITE, REQUEUE = 2, 3, 75  # exit codes
 _LAST_WORD_S = 1.0  # launchers end all ranks when one has ended: the first gets time to speak
@@ -69,3 +69,17 @@ def show_warnings(rank: int) -> None:
 
     for package in ("data", "trainer"):
         logging.getLogger(package).addHandler(Handler())
+
+
+def find_device(name: str):
+    """The torch.device that --device asks for; "auto" is the GPU where there is one."""
+    import torch  # slow: only now, so that --help and mistakes answer at once
+
+    has_cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise UserError(f"no device is called {printable(name)}: set --device to auto, cpu or cuda") from None
+    if device.type == "cuda" and not has_cuda:
+        raise UserError("torch sees no CUDA device: set --device cpu or auto")
+    return device

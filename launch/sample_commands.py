@@ -13,13 +13,12 @@ from torch import Tensor
 from data.errors import UserError, printable
 from data.files import write_aside
 from data.incomplete import read_incomplete, read_mask
-from data.stream import Stream
+from launch.cli import find_device
 from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind
 from model.observation import Observation
-from trainer.build import open_index
 from trainer.metrics import progress
-from trainer.pictures import Row, read_images, sheet, shown
+from trainer.pictures import Row, read_test_images, sheet, shown
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Result:
 
 def sample(options: Namespace) -> int:
     """Run one command and write what it gives."""
-    vae = BigLearnVAE.load(options.model, _device(options.device))
+    vae = BigLearnVAE.load(options.model, find_device(options.device))
     vae.batch_size, vae.progress = options.batch_size, partial(progress, name=options.command, shown=True)
     names, given = ([], None) if options.command == "generate" else _images(vae, options)
     result = COMMANDS[options.command](vae, given, options)
@@ -62,17 +61,6 @@ def sample(options: Namespace) -> int:
     return 0
 
 
-def _device(name: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    try:
-        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        raise UserError(f"no device is called {printable(name)}: set --device to auto, cpu or cuda") from None
-    if device.type == "cuda" and not has_cuda:
-        raise UserError("torch sees no CUDA device: set --device cpu or auto")
-    return device
-
-
 def _images(vae: BigLearnVAE, options: Namespace) -> tuple[list[str], Observation | None]:
     """What --images, --test, --mask and --hide ask for, and the names of the images."""
     size = vae.description.data.image_size
@@ -81,11 +69,8 @@ def _images(vae: BigLearnVAE, options: Namespace) -> tuple[list[str], Observatio
     if options.images:
         names, images_NHWC = read_incomplete([Path(path) for path in options.images], size)
     elif options.test:
-        stream = _test_stream(vae)
-        if options.test > stream.images:
-            raise UserError(f"there are {stream.images:,} test images: ask --test for at most so many")
-        position_N = torch.arange(options.test) * (stream.images // options.test)  # classes mix
-        names, images_NHWC = [f"test-{n}" for n in position_N.tolist()], read_images(stream, position_N)
+        position_N, images_NHWC = read_test_images(vae.description.data, options.test)
+        names = [f"test-{n}" for n in position_N.tolist()]
     elif options.command == "decode":
         return [], None
     else:
@@ -107,11 +92,6 @@ def _images(vae: BigLearnVAE, options: Namespace) -> tuple[list[str], Observatio
 def _observed_of_kind(vae: BigLearnVAE, given: Observation, options: Namespace) -> Tensor:
     index_N, patches = torch.arange(len(given)), vae.description.data.patches
     return observed_of_kind(options.hide, options.s_ratio, index_N, patches, options.seed)
-
-
-def _test_stream(vae: BigLearnVAE) -> Stream:
-    data = vae.description.data
-    return Stream(open_index(data), data.shards, "test", patch_size=data.patch_size, seed=None)
 
 
 def generate(vae: BigLearnVAE, given: None, options: Namespace) -> Result:

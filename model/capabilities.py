@@ -191,7 +191,7 @@ class BigLearnVAE:
         if not all(0 <= dimension < latent_dim for dimension in dimensions):
             raise UserError(f"z has the dimensions 0 to {latent_dim - 1}: {[*dimensions]} are not all among them")
         step_ZZ = delta * torch.eye(latent_dim)
-        changed = [self.decode(z_BZ + step_ZZ[dimension], given) for dimension in dimensions]
+        changed = [self.decode(z_BZ + step_ZZ[dimension], given) for dimension in self.progress(dimensions)]
         return self.decode(z_BZ, given), torch.stack(changed)
 
     def encoding_sensitivity(self, images, change_BHWC: Tensor) -> tuple[Gaussian, Gaussian]:

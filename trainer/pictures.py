@@ -1,18 +1,23 @@
 """Pictures of what a model does: rows of images, labelled, in one sheet."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data.config import DataConfig
+from data.errors import UserError
 from data.patches import unpatchify
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.masks import place_masks
 from model.observation import Observation
 from model.task import EVALUATION_SEED
+from trainer.build import open_index
 
 _SCALE_TO = 64  # pixels of the side of one image in the sheet, at least
-_GAP, _LABEL_WIDTH, _TEXT = 4, 190, 15
+_GAP, _LABEL_WIDTH, _TEXT, _HEADING = 4, 190, 15, 19
 _MISSING = 0.45  # the grey that stands for a missing pixel
 
 Row = tuple[str, Tensor]  # a label and images (B, H, W, 3) in [0, 1]
@@ -52,22 +57,55 @@ def read_images(stream: Stream, position_B: Tensor) -> Tensor:
     return unpatchify(x_BLD.float().cpu(), round((x_BLD.shape[-1] / 3) ** 0.5))
 
 
-def sheet(rows: list[Row], title: str) -> Image.Image:
-    """One picture: a title, then a label and the images of each row. Small images are enlarged by whole factors."""
+def read_test_images(data: DataConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Test images spread over the split, so that classes mix: their positions (N,) and the images (N, H, W, 3)."""
+    stream = Stream(open_index(data), data.shards, "test", patch_size=data.patch_size, seed=None)
+    if count > stream.images:
+        raise UserError(f"there are {stream.images:,} test images: ask for at most so many")
+    position_N = torch.arange(count) * (stream.images // count)
+    return position_N, read_images(stream, position_N)
+
+
+def sheet(rows: list[Row], title: str, columns: Sequence[str] = (), group: int = 0) -> Image.Image:
+    """One picture: a title, then a label and the images of each row. Small images are enlarged by whole factors.
+
+    columns: labels above the images. group: so many rows belong together; 0: all.
+    """
     font = ImageFont.load_default(_TEXT)
     tiles = [(images_BHWC.float().clamp(0, 1).cpu() * 255).round().byte().numpy() for _, images_BHWC in rows]
-    columns, side = max(map(len, tiles)), tiles[0].shape[1]
+    side = tiles[0].shape[1]
     side *= max(1, _SCALE_TO // side)
-    cell, top = side + _GAP, 2 * _TEXT
-    canvas = Image.new("RGB", (_LABEL_WIDTH + columns * cell, top + len(rows) * cell), "white")
+    cell, top = side + _GAP, 2 * _TEXT + bool(columns) * (_TEXT + _GAP)
+    left = max(_LABEL_WIDTH, *(2 * _GAP + round(font.getlength(label)) for label, _ in rows))
+    width = max(left + max(map(len, tiles)) * cell, 2 * _GAP + round(font.getlength(title)))
+    row_y = [top + r * cell + (r // group * 3 * _GAP if group else 0) for r in range(len(rows))]
+    canvas = Image.new("RGB", (width, row_y[-1] + cell), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((_GAP, _GAP), title, "black", font)
-    for r, ((label, _), images_BHWC) in enumerate(zip(rows, tiles, strict=True)):
-        y = top + r * cell
+    for c, label in enumerate(columns):
+        pen.text((left + c * cell + side // 2, top - _GAP), label, "black", font, anchor="ms")
+    for y, (label, _), images_BHWC in zip(row_y, rows, tiles, strict=True):
         pen.text((_GAP, y + (side - _TEXT) // 2), label, "black", font)
         for c, image_HWC in enumerate(images_BHWC):
             tile = Image.fromarray(image_HWC).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(tile, (_LABEL_WIDTH + c * cell, y))
+            canvas.paste(tile, (left + c * cell, y))
+    return canvas
+
+
+def panels(pictures: list[Image.Image], heading: str, *, beside: bool = False) -> Image.Image:
+    """Several pictures as one, under a heading: one below the other, or one beside the other."""
+    font, gap = ImageFont.load_default(_HEADING), 5 * _GAP
+    places, x, y = [], 2 * _GAP, 2 * _HEADING
+    for picture in pictures:
+        places.append((x, y))
+        x, y = (x + picture.width + gap, y) if beside else (x, y + picture.height + gap)
+    right = max(x + picture.width for (x, _), picture in zip(places, pictures, strict=True))
+    bottom = max(y + picture.height for (_, y), picture in zip(places, pictures, strict=True))
+    width = max(right, 2 * _GAP + round(font.getlength(heading)))
+    canvas = Image.new("RGB", (width + 2 * _GAP, bottom + 2 * _GAP), "white")
+    ImageDraw.Draw(canvas).text((3 * _GAP, 2 * _GAP), heading, "black", font)
+    for place, picture in zip(places, pictures, strict=True):
+        canvas.paste(picture, place)
     return canvas
 
 
