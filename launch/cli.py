@@ -1,5 +1,6 @@
 """What every command of launch/ does alike: exit codes, warnings, and errors of the user in one line."""
 
+import argparse
 import logging
 import os
 import sys
@@ -69,6 +70,13 @@ def show_warnings(rank: int) -> None:
 
     for package in ("data", "trainer"):
         logging.getLogger(package).addHandler(Handler())
+
+
+def whole_number(text: str) -> int:
+    """The type of an option that counts something, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
 
 
 def find_device(name: str):

@@ -12,10 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import io
 import json
 
 from data.errors import UserError
-from launch.cli import run, show_warnings
+from launch.cli import run, show_warnings, whole_number
 
 EXAMPLES = """\
 examples:
@@ -33,13 +34,13 @@ def main(arguments: list[str]) -> int:
     add("--run", metavar="DIR", help="a run's directory, a checkpoint or an export")
     add("--compare", nargs="+", metavar="DIR", help="instead: runs that were evaluated, side by side")
     add("--out", metavar="DIR", help="default: reports/ in the run; comparison/ for --compare")
-    add("--images", type=_count, metavar="N", help="test images of the ELBOs; default: all")
-    add("--bound-images", type=_count, metavar="N", default=500, help="default: %(default)s")
-    add("--bound-samples", type=_count, metavar="K", default=64, help="importance weights; default: %(default)s")
-    add("--inpainting-images", type=_count, metavar="N", default=500, help="default: %(default)s")
-    add("--draws", type=_count, metavar="K", default=4, help="completions of an image; default: %(default)s")
+    add("--images", type=whole_number, metavar="N", help="test images of the ELBOs; default: all")
+    add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
+    add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
+    add("--inpainting-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
+    add("--draws", type=whole_number, metavar="K", default=4, help="completions of an image; default: %(default)s")
     probed = "training images of the linear probes; default: %(default)s"
-    add("--probe-images", type=_count, metavar="N", default=10_000, help=probed)
+    add("--probe-images", type=whole_number, metavar="N", default=10_000, help=probed)
     add("--seed", type=int, default=0, help="of masks and draws; default: %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
@@ -49,12 +50,6 @@ def main(arguments: list[str]) -> int:
     if options.compare:
         return compare([Path(path) for path in options.compare], Path(options.out or "comparison"))
     return evaluate(options)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -93,6 +88,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def compare(folders: list[Path], out: Path) -> int:
+    from trainer.figures import rendered, training_curves
     from trainer.report import page, read_report, words
 
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -102,7 +98,12 @@ def compare(folders: list[Path], out: Path) -> int:
         names = [str(folder) for folder in folders]
     found = zip(names, folders, strict=True)
     reports = {name: read_report(folder / "reports/evaluation.json") for name, folder in found}
-    _write(out, {"comparison.html": page("Comparison of runs", reports, {})})
+    pictures = {}
+    if len({report["source"] for report in reports.values()}) == 1:
+        content = io.BytesIO()
+        rendered(training_curves(folders)).save(content, "png")
+        pictures = {"Loss and training time (as Fig. 13 of the paper)": content.getvalue()}
+    _write(out, {"comparison.html": page("Comparison of runs", reports, pictures)})
     print(words(reports))
     print(f"wrote {out / 'comparison.html'}")
     return 0

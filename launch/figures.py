@@ -16,7 +16,7 @@ from functools import partial
 
 from data.errors import UserError
 from data.files import write_aside
-from launch.cli import find_device, run, show_warnings
+from launch.cli import find_device, run, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 
@@ -44,14 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", help="default: reports/figures in the run's directory")
     add("--seed", type=int, default=0, help="of all draws; default: %(default)s")
     add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
-    add("--images", type=_count, metavar="N", help="test images of each figure; default: 3 to 12, as fits the figure")
+    add(
+        "--images",
+        type=whole_number,
+        metavar="N",
+        help="test images of each figure; default: 3 to 12, as fits the figure",
+    )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
 
 
 def _chosen(options: argparse.Namespace, impossible: dict[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ import os
 from data.index import read_index
 from data.sources import SOURCES
 from data.verify import verify
-from launch.cli import run
+from launch.cli import run, whole_number
 
 EXAMPLES = """\
 examples:
@@ -45,8 +45,14 @@ def _parser() -> argparse.ArgumentParser:
             default = "required" if source.image_files else "default: download them"
             add("--source", metavar="DIR", help=f"folder of the original files; {default}")
         add("--out", metavar="DIR", default=f"datasets/{source.name}", help="default: %(default)s")
-        add("--image-size", metavar="N", type=_count, default=source.image_size, help="pixels; default: %(default)s")
-        add("--workers", metavar="N", type=_count, default=workers, help="processes; default: %(default)s")
+        add(
+            "--image-size",
+            metavar="N",
+            type=whole_number,
+            default=source.image_size,
+            help="pixels; default: %(default)s",
+        )
+        add("--workers", metavar="N", type=whole_number, default=workers, help="processes; default: %(default)s")
         if source.image_files:
             accepted = "damaged images to replace by sound ones before giving up; default: %(default)s"
             add("--max-damaged", metavar="N", type=_limit, default=100, help=accepted)
@@ -56,14 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
-
-
 def _limit(text: str) -> int:
-    return 0 if text == "0" else _count(text)
+    return 0 if text == "0" else whole_number(text)
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from launch.cli import run, show_warnings
+from launch.cli import run, show_warnings, whole_number
 
 KINDS = ("random", "block", "half", "stroke")
 
@@ -48,11 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--out", metavar="DIR", default=f"samples/{name}", help="default: %(default)s")
         add("--seed", type=int, default=0, help="of all draws; default: %(default)s")
         add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
-        add("--batch-size", type=_count, default=256, metavar="N", help="images at once; default: %(default)s")
-        add("--columns", type=_count, default=12, metavar="N", help="images in the sheet; default: %(default)s")
+        add("--batch-size", type=whole_number, default=256, metavar="N", help="images at once; default: %(default)s")
+        add("--columns", type=whole_number, default=12, metavar="N", help="images in the sheet; default: %(default)s")
         if images:
             add("--images", nargs="+", metavar="PATH", help="image files, folders of them, .npy arrays")
-            add("--test", type=_count, metavar="N", help="instead: N test images of the model's data set")
+            add("--test", type=whole_number, metavar="N", help="instead: N test images of the model's data set")
             add("--mask", metavar="FILE", help="an image, black where nothing is known")
             add("--hide", choices=KINDS, help="take patches away, in this shape")
             add(
@@ -66,9 +66,9 @@ def _parser() -> argparse.ArgumentParser:
             add("--observed", choices=("all", "any"), default="any" if name == "strokes" else "all", help=rule)
         return added
 
-    draws = {"type": _count, "default": 3, "metavar": "K", "help": "for each image; default: %(default)s"}
+    draws = {"type": whole_number, "default": 3, "metavar": "K", "help": "for each image; default: %(default)s"}
     command("generate", "new images: z ~ p(z), then p(x | z)", "--count 24", images=False).add_argument(
-        "--count", type=_count, default=24, metavar="N", help="default: %(default)s"
+        "--count", type=whole_number, default=24, metavar="N", help="default: %(default)s"
     )
     command("encode", "p(z | x_S): mean and log variance of the code", "--test 100 --hide random").add_argument(
         "--merge", nargs="+", metavar="PATH", help="other parts of the same images: p(z | x_S1 and x_S2)"
@@ -88,11 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     gibbs = command("pseudo-gibbs", "in-painting by a chain, all that a joint VAE can do", "--test 12 --hide half")
     gibbs.add_argument("--draws", **draws)
-    gibbs.add_argument("--burn-in", type=_count, default=50, metavar="N", help="default: %(default)s")
-    gibbs.add_argument("--steps", type=_count, default=10, metavar="N", help="between draws; default: %(default)s")
+    gibbs.add_argument("--burn-in", type=whole_number, default=50, metavar="N", help="default: %(default)s")
+    gibbs.add_argument(
+        "--steps", type=whole_number, default=10, metavar="N", help="between draws; default: %(default)s"
+    )
     over = command("interpolate", "from images to others, along lines between their codes", "--test 12")
     over.add_argument("--others", nargs="+", metavar="PATH", help="default: the second half of the images")
-    over.add_argument("--steps", type=_count, default=8, metavar="N", help="default: %(default)s")
+    over.add_argument("--steps", type=whole_number, default=8, metavar="N", help="default: %(default)s")
     vary = command("vary-z", "what one dimension of z changes, x_S given", "--test 8 --hide random --dimensions 0 1 2")
     vary.add_argument("--dimensions", type=int, nargs="+", metavar="D", help="default: the first 8")
     vary.add_argument("--delta", type=float, default=5.0, help="what is added; default: %(default)s")
@@ -100,15 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     change.add_argument("--delta", type=float, default=0.1, help="added to each known pixel; default: %(default)s")
     change.add_argument("--changed", nargs="+", metavar="PATH", help="instead: the same images, changed")
     command("bound", "bounds of log p(x), or of log p(x_T | x_S) with --hide", "--test 100").add_argument(
-        "--samples", type=_count, default=64, metavar="K", help="importance weights; default: %(default)s"
+        "--samples", type=whole_number, default=64, metavar="K", help="importance weights; default: %(default)s"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
 
 
 def _share(text: str) -> float:
