@@ -25,7 +25,8 @@ examples:
   python launch/figures.py --run runs/digits-biglearn_u --against runs/digits-vae
   python launch/figures.py --run my-export --figures 3 9 --images 5 --out my-figures
 
-6, 7 and 8 are one picture, figure-6-8.png. Figure 13 needs two runs. A joint VAE as --run has figures 9 and 13 alone.
+Figures 2 and 4 stand on the pages of launch/evaluate.py. 6, 7 and 8 are one picture, figure-6-8.png. Figure 13 needs
+two runs. A joint VAE as --run has figures 9 and 13 alone.
 --debug shows the traceback of an error.
 """
 

@@ -71,7 +71,7 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
 
     Raises UserError for other shapes, dtypes and values.
     """
-    images = torch.as_tensor(np.asarray(images) if not isinstance(images, Tensor) else images)
+    images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
     if images.dim() == 3:
         images = images[..., None]
     if images.dim() != 4 or images.shape[3] not in (1, 3) or images.shape[1:3] != (image_size, image_size):
@@ -92,7 +92,7 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
             f"images have values from {low:.4g} to {high:.4g}: scale them to [0, 1]; NaN is a missing pixel"
         )
     if mask is not None:
-        mask = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask, device=images.device)
+        mask = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).to(images.device)
         if mask.shape != seen_BHW.shape or mask.dtype != torch.bool:
             raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(seen_BHW.shape)}")
         seen_BHW = seen_BHW & mask
