@@ -142,6 +142,8 @@ def report(summary: dict, run) -> None:
         print(f"  picture: {picture}  (originals, reconstructions, in-paintings, samples)")
     print(f"  checkpoint: {run.newest_checkpoint()}")
     print(f"  report: {run.reports / 'summary.json'}")
+    if summary["method"] != "patch_ae":
+        print(f"  use it: python launch/sample.py generate --model {run.path}   (--help names what else it can do)")
 
 
 if __name__ == "__main__":
