@@ -66,6 +66,10 @@ def test_codes_go_back_to_images(start, digits_run, tmp_path):
     assert start("python", "launch/sample.py", "decode", *common, "--codes", codes).returncode == 0
     decoded, reconstructed = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("decode", "reconstruct"))
     assert np.allclose(decoded, reconstructed, atol=1e-5)
+    np.save(tmp_path / "nan.npy", np.full((2, 32), np.nan))
+    done = start("python", "launch/sample.py", "decode", *common, "--codes", tmp_path / "nan.npy")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "what is no code" in done.stderr
 
 
 def test_an_export_completes_a_persons_picture(start, digits_run, tmp_path):
@@ -96,6 +100,7 @@ def test_dropped_pixels_are_said(start, digits_run, tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     command = ("python", "launch/sample.py", "inpaint", "--model", digits_run, "--out", tmp_path, "--test", "2")
     done = start(*command, "--mask", tmp_path / "mask.png", "--draws", "1")
+    assert not done.stderr
     assert "256 known pixels lie in partly known patches" in done.stdout
     done = start(*command, "--mask", tmp_path / "mask.png", "--draws", "1", "--observed", "any")
     assert "partly known" not in done.stdout
@@ -114,6 +119,9 @@ def test_dropped_pixels_are_said(start, digits_run, tmp_path):
         (("interpolate", "--test", "1"), "give two"),
         (("vary-z", "--test", "2", "--dimensions", "99"), "0 to 31"),
         (("generate", "--device", "abacus"), "set --device"),
+        (("generate", "--device", "meta"), "set --device"),
+        (("generate", "--device", "mps"), "set --device"),
+        (("reconstruct", "--images", "no\nwhere\x1b[31m"), r"no\nwhere\x1b[31m does not exist"),
         (("generate", "--out", "README.md"), "choose another --out"),
     ],
 )
