@@ -65,6 +65,9 @@ def decode_with_alpha(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         square = _centre(image, None)
         if not square.has_transparency_data:
             return np.asarray(_rgb(square)), np.full(square.size[::-1], 255, np.uint8)
+        if square.mode.startswith("I"):  # 16 bits of grey, of which one value is transparent
+            is_clear_HW = np.asarray(square) == square.info["transparency"]
+            return np.asarray(_rgb(square)), np.where(is_clear_HW, 0, 255).astype(np.uint8)
         rgba_HWC = np.asarray(square.convert("RGBA"))
         return rgba_HWC[..., :3], rgba_HWC[..., 3]
 

@@ -20,13 +20,16 @@ def read_incomplete(paths: list[Path], image_size: int) -> tuple[list[str], np.n
     uint8 or floating point with NaN. Image files are cut to their centre square and resized as the training images
     were; a pixel is known where its alpha is more than half, in its own colour, unmixed with what is transparent.
 
+    The names are those of the files without suffix; the paths where two files are called alike.
+
     What cannot be read is left out, with a warning; UserError when nothing is left, or for an array of another shape.
     """
-    names, images, faults = [], [], []
+    names, places, images, faults = [], [], [], []
     for path in _files(paths):
         if path.suffix.lower() == ".npy":
             array_NHWC = _read_array(path, image_size)
             names += [f"{path.stem}-{row}" for row in range(len(array_NHWC))]
+            places += [f"{path}-{row}" for row in range(len(array_NHWC))]
             images += list(array_NHWC)
             continue
         try:
@@ -36,14 +39,15 @@ def read_incomplete(paths: list[Path], image_size: int) -> tuple[list[str], np.n
             log.warning("%s: left out", faults[-1])
             continue
         names.append(path.stem)
+        places.append(str(path))
         images.append(image_HWC)
     if not images:
         raise UserError(f"none of the images can be read (first: {faults[0]}): give others with --images")
-    return names, np.stack(images)
+    return names if len(set(names)) == len(names) else places, np.stack(images)
 
 
 def read_mask(path: Path, image_size: int) -> np.ndarray:
-    """(image_size, image_size) bool, True where the mask is not black."""
+    """(image_size, image_size) bool, True where the mask is nearer to white than to black."""
     try:
         mask_HWC = decode(read_file(path))
     except DamagedImageError as error:
@@ -54,7 +58,11 @@ def read_mask(path: Path, image_size: int) -> np.ndarray:
 def _files(paths: list[Path]) -> list[Path]:
     files = []
     for path in paths:
-        if path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): give images or folders") from None
+        if is_folder:
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES | {".npy"} and p.is_file())
             if not found:
                 raise UserError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}, .npy): give another folder")
@@ -66,13 +74,25 @@ def _files(paths: list[Path]) -> list[Path]:
     return files
 
 
+def load_numbers(path: Path, name: str | None = None) -> np.ndarray:
+    """The array of a .npy file; of an .npz file the one of this name. ValueError, in one line, for anything else."""
+    try:
+        loaded = np.load(path, allow_pickle=False)  # a pickle could execute anything
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        if name is None:
+            raise ValueError("it holds several arrays")
+        with loaded:
+            return loaded[name]
+    except Exception as error:  # those of numpy and zipfile on damaged files are many
+        raise ValueError(printable(str(error)) or type(error).__name__) from None
+
+
 def _read_array(path: Path, image_size: int) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)  # a pickle could execute anything
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no .npy array of numbers ({printable(str(error))})") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} holds several arrays: give one .npy array")
+        array = load_numbers(path)
+    except ValueError as error:
+        raise UserError(f"{path} is no .npy array of numbers ({error})") from None
     if array.ndim == 3 and array.shape[-1] == 3 and array.shape[0] == image_size:
         array = array[None]
     if array.ndim == 3:

@@ -28,7 +28,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        say(f"error: {error}", by_each=isinstance(error, RankError))
+        say(f"error: {printable(str(error), 2000)}", by_each=isinstance(error, RankError))
         _leave(MISTAKE)
     except KeyboardInterrupt:
         say("interrupted")
@@ -88,6 +88,8 @@ def find_device(name: str):
         device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
     except RuntimeError:
         raise UserError(f"no device is called {printable(name)}: set --device to auto, cpu or cuda") from None
-    if device.type == "cuda" and not has_cuda:
-        raise UserError("torch sees no CUDA device: set --device cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"{printable(name)} is no device of ours: set --device to auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"torch sees {torch.cuda.device_count()} CUDA devices, not {name}: set --device cpu or auto")
     return device

@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--run", metavar="DIR", help="a run's directory, a checkpoint or an export")
     add("--compare", nargs="+", metavar="DIR", help="instead: runs that were evaluated, side by side")
-    add("--out", metavar="DIR", help="default: reports/ in the run; comparison/ for --compare")
+    out = "default: reports/ in the run's directory; comparison/ for --compare"
+    add("--out", metavar="DIR", help=out)
     add("--images", type=whole_number, metavar="N", help="test images of the ELBOs; default: all")
     add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
     add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
@@ -74,6 +75,8 @@ def evaluate(options: argparse.Namespace) -> int:
         show_warnings(world.rank)
         with world.agreed():
             vae = BigLearnVAE.load(folder, world.device)
+            if not options.out and not directory.config.exists():
+                raise UserError(f"{folder} is no run's directory, where the report would go: give --out DIR")
         report = assess(vae, world, extent)
         with world.agreed():
             if world.is_main:

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import math
 
 from launch.cli import run, show_warnings, whole_number
 
@@ -97,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     over.add_argument("--steps", type=whole_number, default=8, metavar="N", help="default: %(default)s")
     vary = command("vary-z", "what one dimension of z changes, x_S given", "--test 8 --hide random --dimensions 0 1 2")
     vary.add_argument("--dimensions", type=int, nargs="+", metavar="D", help="default: the first 8")
-    vary.add_argument("--delta", type=float, default=5.0, help="what is added; default: %(default)s")
+    vary.add_argument("--delta", type=_finite, default=5.0, help="what is added; default: %(default)s")
     change = command("vary-x", "what a change of the known pixels does to z", "--test 8 --delta 0.2")
-    change.add_argument("--delta", type=float, default=0.1, help="added to each known pixel; default: %(default)s")
+    change.add_argument("--delta", type=_finite, default=0.1, help="added to each known pixel; default: %(default)s")
     change.add_argument("--changed", nargs="+", metavar="PATH", help="instead: the same images, changed")
     command("bound", "bounds of log p(x), or of log p(x_T | x_S) with --hide", "--test 100").add_argument(
         "--samples", type=whole_number, default=64, metavar="K", help="importance weights; default: %(default)s"
@@ -107,11 +108,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> float:
+def _finite(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _finite(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return value

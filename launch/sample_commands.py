@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import UserError, printable
+from data.errors import UserError
 from data.files import write_aside
-from data.incomplete import read_incomplete, read_mask
+from data.incomplete import load_numbers, read_incomplete, read_mask
 from launch.cli import find_device
 from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind
@@ -117,16 +117,19 @@ def decode(vae: BigLearnVAE, given: Observation | None, options: Namespace) -> R
     return Result([*before, ("decoded", images_BHWC)], {"images": images_BHWC})
 
 
+_LARGEST = 1e6  # of any code: what is larger is none
+
+
 def _codes(path: Path, latent_dim: int) -> Tensor:
     try:
-        loaded = np.load(path, allow_pickle=False)  # a pickle could execute anything
-        z_BZ = loaded if isinstance(loaded, np.ndarray) else loaded["mu"]
-        z_BZ = torch.from_numpy(z_BZ.astype(np.float32))
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no codes ({printable(str(error))}): give what encode wrote") from None
-    if z_BZ.dim() != 2 or z_BZ.shape[1] != latent_dim:
-        raise UserError(f"{path} has the shape {tuple(z_BZ.shape)}, the model needs (images, {latent_dim})")
-    return z_BZ
+        z_BZ = load_numbers(path, "mu")
+    except ValueError as error:
+        raise UserError(f"{path} holds no codes ({error}): give what encode wrote") from None
+    if z_BZ.ndim != 2 or z_BZ.shape[1] != latent_dim:
+        raise UserError(f"{path} has the shape {z_BZ.shape}, the model needs (images, {latent_dim})")
+    if z_BZ.dtype.kind not in "fiu" or not (np.abs(z_BZ) <= _LARGEST).all():
+        raise UserError(f"{path} holds what is no code (NaN, infinite, or no numbers): give what encode wrote")
+    return torch.from_numpy(z_BZ.astype(np.float32))
 
 
 def reconstruct(vae: BigLearnVAE, given: Observation, options: Namespace) -> Result:

@@ -52,12 +52,17 @@ class BigLearnVAE:
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "BigLearnVAE":
         """From a run's folder (its newest whole checkpoint), a checkpoint, or an export. The averaged weights."""
         path = Path(path)
-        if (path / WEIGHTS).exists() or (path / CONFIG).exists():
-            description, weights = read_export(path)
-        else:
-            from trainer.trained import read_trained  # an export needs none of the training code
+        try:
+            if (path / WEIGHTS).exists() or (path / CONFIG).exists():
+                description, weights = read_export(path)
+            else:
+                from trainer.trained import read_trained  # an export needs none of the training code
 
-            description, weights = read_trained(path)
+                description, weights = read_trained(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): give a run, a checkpoint or an export"
+            ) from None
         return cls(description.build(weights), description, device)
 
     def export(self, folder: str | Path) -> None:
@@ -69,7 +74,7 @@ class BigLearnVAE:
     def observe(self, images, mask=None, observed: Rule = "all") -> Observation:
         """An Observation from arrays, as model/observation.py says; one that is made already stays as it is."""
         if isinstance(images, Observation):
-            return images
+            return images.to("cpu")
         data = self.description.data
         return observe(images, mask, observed=observed, image_size=data.image_size, patch_size=data.patch_size)
 
@@ -88,6 +93,9 @@ class BigLearnVAE:
 
         images: x_S; None for p(x | z).
         """
+        latent_dim = self.description.model.latent_dim
+        if z_BZ.dim() != 2 or z_BZ.shape[1] != latent_dim:
+            raise UserError(f"z has the shape {tuple(z_BZ.shape)}, the model needs (B, {latent_dim})")
         given = self._nothing(len(z_BZ)) if images is None else self._known(images)
         if len(given) != len(z_BZ):
             raise UserError(f"{len(z_BZ)} codes for {len(given)} images: give as many of both")
@@ -102,6 +110,7 @@ class BigLearnVAE:
 
     def generate(self, count: int, *, seed: int = 0, first_index: int = 0) -> Tensor:
         """New images: z ~ p(z), then p(x | z)."""
+        _require(count=count)
         prior = self.prior()
         of_all = Gaussian(prior.mu_BZ.expand(count, -1), prior.logvar_BZ.expand(count, -1))
         return self.decode(self.draw(of_all, "generate", seed, first_index))
@@ -147,8 +156,12 @@ class BigLearnVAE:
         every `steps` steps, draws of them: (draws, B, H, W, 3), known pixels untouched, missing patches without the
         noise of p(x | z).
         """
+        _require(draws=draws, steps=steps)
+        _require(0, burn_in=burn_in)
         given, data = self.observe(images), self.description.data
         start_HWC = self.generate(64, seed=seed).mean(0) if start_HWC is None else start_HWC
+        if tuple(start_HWC.shape) != given.images_BHWC.shape[1:]:
+            raise UserError(f"start_HWC is {tuple(start_HWC.shape)}, not {tuple(given.images_BHWC.shape[1:])}")
         start_LD = patchify(start_HWC[None].float(), data.patch_size)[0].to(self.device)
 
         def chain(part: Observation, index_B: Tensor) -> tuple[Tensor, ...]:
@@ -173,6 +186,7 @@ class BigLearnVAE:
 
         The first and the last are reconstructions (Fig. 9).
         """
+        _require(steps=steps)
         start, end = self.encode(images).mu_BZ, self.encode(others).mu_BZ
         if len(start) != len(end):
             raise UserError(f"{len(start)} images cannot go over to {len(end)}: give as many of both")
@@ -188,16 +202,18 @@ class BigLearnVAE:
         given = self._known(images)
         (z_BZ,) = self._codes(given, 1, seed, first_index)
         latent_dim = self.description.model.latent_dim
-        if not all(0 <= dimension < latent_dim for dimension in dimensions):
-            raise UserError(f"z has the dimensions 0 to {latent_dim - 1}: {[*dimensions]} are not all among them")
+        if not len(dimensions) or not all(0 <= dimension < latent_dim for dimension in dimensions):
+            raise UserError(f"z has the dimensions 0 to {latent_dim - 1}: give some of them, not {[*dimensions]}")
         step_ZZ = delta * torch.eye(latent_dim)
         changed = [self.decode(z_BZ + step_ZZ[dimension], given) for dimension in self.progress(dimensions)]
         return self.decode(z_BZ, given), torch.stack(changed)
 
     def encoding_sensitivity(self, images, change_BHWC: Tensor) -> tuple[Gaussian, Gaussian]:
-        """p(z | x_S) and p(z | x_S + Δx), Δx added to the known pixels (Fig. 12)."""
+        """p(z | x_S) and p(z | x_S + Δx), Δx added to the known pixels, which may leave [0, 1] (Fig. 12)."""
         given = self._known(images)
-        changed_BHWC = given.images_BHWC + change_BHWC * given.seen_BHW[..., None]
+        if change_BHWC.shape != given.images_BHWC.shape:
+            raise UserError(f"the change is {tuple(change_BHWC.shape)}, not {tuple(given.images_BHWC.shape)}")
+        changed_BHWC = given.images_BHWC + change_BHWC.cpu() * given.seen_BHW[..., None]
         return self.encode(given), self.encode(Observation(changed_BHWC, given.seen_BHW, given.observed_BL))
 
     # Evidence
@@ -246,6 +262,9 @@ class BigLearnVAE:
         S and T as in `elbo`: log p(x) without both. samples: draws of z from p(z | x_{S∪T}), k; the bound rises with
         it towards the likelihood (Burda et al. 2015). All constants are there.
         """
+        _require(samples=samples)
+        if not self.variance:
+            raise UserError("the model was trained with objective.beta=0: pixels of variance 0 have no likelihood")
         given, parts = self._task(images, observed_BL, target_BL)
 
         def bound(part: Observation, index_B: Tensor, S_BL: Tensor, T_BL: Tensor) -> tuple[Tensor]:
@@ -285,10 +304,8 @@ class BigLearnVAE:
         given = self.observe(images)
         if not given.observed_BL.all():
             raise UserError("a bound needs whole images: S and T say which part is given and which is predicted")
-        S_BL = torch.zeros_like(given.observed_BL) if observed_BL is None else observed_BL
-        T_BL = target_BL
-        if T_BL is None:
-            T_BL = S_BL.logical_not()
+        S_BL = torch.zeros_like(given.observed_BL) if observed_BL is None else torch.as_tensor(observed_BL).cpu()
+        T_BL = S_BL.logical_not() if target_BL is None else torch.as_tensor(target_BL).cpu()
         for name, chosen_BL in (("observed_BL", S_BL), ("target_BL", T_BL)):
             if chosen_BL.shape != given.observed_BL.shape or chosen_BL.dtype != torch.bool:
                 wanted = tuple(given.observed_BL.shape)
@@ -301,6 +318,7 @@ class BigLearnVAE:
 
     def _codes(self, given: Observation, draws: int, seed: int, first_index: int) -> list[Tensor]:
         """z of each draw; the mean for none."""
+        _require(0, draws=draws)
         distribution = self.encode(given)
         if draws == 0:
             return [distribution.mu_BZ]
@@ -325,7 +343,7 @@ class BigLearnVAE:
     def _decode(self, given: Observation, z_BZ: Tensor) -> tuple[Tensor]:
         return (self._images(self.model.decode(z_BZ, self._tokens(given), given.observed_BL)),)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: codes and images that come out can be changed in place, and learned from
     def _in_portions(self, compute: Callable[..., tuple[Tensor, ...]], *inputs) -> tuple[Tensor, ...]:
         """Results of `compute` on the CPU, from portions of at most batch_size images on the device."""
         if len(inputs[0]) == 0:
@@ -335,3 +353,10 @@ class BigLearnVAE:
             portion = (x[start : start + self.batch_size].to(self.device) for x in inputs)
             results.append([value.cpu() for value in compute(*portion)])
         return tuple(torch.cat(values) for values in zip(*results, strict=True))
+
+
+def _require(least: int = 1, **counts: int) -> None:
+    """UserError that names a count which is too small."""
+    for name, count in counts.items():
+        if count < least:
+            raise UserError(f"{name} is {count}: set it to at least {least}")

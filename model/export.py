@@ -22,6 +22,7 @@ from model.objective import ObjectiveConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _CONFIG_BYTES = 2**20
+_MAX_PATCHES = 2**16  # which the weights do not tell
 
 
 class Description(BaseModel, extra="forbid", frozen=True):
@@ -37,6 +38,8 @@ class Description(BaseModel, extra="forbid", frozen=True):
 
     def build(self, weights: dict[str, Tensor]) -> BigLearnModel:
         """The model with these weights, on the CPU, not to be trained. UserError that names what does not fit."""
+        if self.model.encoder_depth + self.model.decoder_depth > len(weights) or self.data.patches > _MAX_PATCHES:
+            raise UserError(f"the configuration has more layers than the weights, or over {_MAX_PATCHES:,} patches")
         with torch.device("meta"):
             model = BigLearnModel(self.model, self.method, self.data.token_dim, self.data.patches)
         wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -1,6 +1,6 @@
 """What is known of a batch of images: pixels in [0, 1], which of them are there, and which patches that makes x_S."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,14 +19,17 @@ class Observation:
     """Images with missing pixels.
 
     images_BHWC: float32 RGB in [0, 1], 0 where nothing is known. seen_BHW: bool, the pixels that are known.
-    observed_BL: bool, the patches that the model gets, x_S. dropped_pixels: known pixels in patches that the rule
-    "all" counts as missing; the model does not see them.
+    observed_BL: bool, the patches that the model gets, x_S.
     """
 
     images_BHWC: Tensor
     seen_BHW: Tensor
     observed_BL: Tensor
-    dropped_pixels: int = 0
+
+    @property
+    def dropped_pixels(self) -> int:
+        """Known pixels in patches that the rule "all" counts as missing; the model does not see them."""
+        return int((self.seen_BHW & ~pixels_of(self.observed_BL, self.seen_BHW.shape[1])).sum())
 
     def __len__(self) -> int:
         return len(self.images_BHWC)
@@ -35,22 +38,25 @@ class Observation:
         return Observation(self.images_BHWC[rows], self.seen_BHW[rows], self.observed_BL[rows])
 
     def to(self, device: torch.device | str) -> "Observation":
-        moved = (x.to(device) for x in (self.images_BHWC, self.seen_BHW, self.observed_BL))
-        return Observation(*moved, self.dropped_pixels)
+        return Observation(*(x.to(device) for x in (self.images_BHWC, self.seen_BHW, self.observed_BL)))
 
     def merge(self, other: "Observation") -> "Observation":
-        """x_{S1 ∪ S2}: what this one or the other knows of the same images; this one's pixels where both do."""
+        """x_{S1 ∪ S2}: what this one or the other knows of the same images; this one's pixels where both do.
+
+        A patch that only both together know as a whole counts as observed.
+        """
         if len(self) != len(other):
             raise UserError(f"{len(self)} images cannot be merged with {len(other)}: give as many of both")
         images_BHWC = torch.where(self.seen_BHW[..., None], self.images_BHWC, other.images_BHWC)
-        observed_BL = self.observed_BL | other.observed_BL
-        return Observation(images_BHWC, self.seen_BHW | other.seen_BHW, observed_BL)
+        seen_BHW = self.seen_BHW | other.seen_BHW
+        observed_BL = self.observed_BL | other.observed_BL | (_known_share(seen_BHW, self.observed_BL.shape[1]) == 1)
+        return Observation(images_BHWC, seen_BHW, observed_BL)
 
     def hide(self, hidden_BL: Tensor) -> "Observation":
         """Without some patches: bool, True where a patch is taken away."""
         seen_BHW = self.seen_BHW & ~pixels_of(hidden_BL, self.images_BHWC.shape[1])
         images_BHWC = self.images_BHWC * seen_BHW[..., None]
-        return replace(self, images_BHWC=images_BHWC, seen_BHW=seen_BHW, observed_BL=self.observed_BL & ~hidden_BL)
+        return Observation(images_BHWC, seen_BHW, self.observed_BL & ~hidden_BL)
 
     def complete(self, images_BHWC: Tensor) -> Tensor:
         """Other images, with every known pixel put back as it was."""
@@ -71,7 +77,7 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
 
     Raises UserError for other shapes, dtypes and values.
     """
-    images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+    images = _tensor(images)
     if images.dim() == 3:
         images = images[..., None]
     if images.dim() != 4 or images.shape[3] not in (1, 3) or images.shape[1:3] != (image_size, image_size):
@@ -89,14 +95,15 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
     if known.numel() and not 0 <= known.min() <= known.max() <= 1:
         low, high = known.min().item(), known.max().item()
         raise UserError(
-            f"images have values from {low:.4g} to {high:.4g}: scale them to [0, 1]; NaN is a missing pixel"
+            f"images have values from {low:.7g} to {high:.7g}: scale them to [0, 1], or clamp what leaves it by a "
+            "little; NaN is a missing pixel"
         )
     if mask is not None:
-        mask = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).to(images.device)
+        mask = _tensor(mask)
         if mask.shape != seen_BHW.shape or mask.dtype != torch.bool:
             raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(seen_BHW.shape)}")
         seen_BHW = seen_BHW & mask
-    share_BL = patchify(seen_BHW[..., None].float(), patch_size).mean(-1)
+    share_BL = _known_share(seen_BHW, (image_size // patch_size) ** 2)
     if observed == "any":
         observed_BL = share_BL > 0
         seen_BHW = pixels_of(observed_BL, image_size)
@@ -104,10 +111,22 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
         return Observation(images_BHWC, seen_BHW, observed_BL)
     if observed != "all":
         raise UserError(f"observed is {observed!r}: set it to 'all' or 'any'")
-    observed_BL = share_BL == 1
-    dropped = (seen_BHW & ~pixels_of(observed_BL, image_size)).sum().item()
-    images_BHWC = torch.where(seen_BHW[..., None], images_BHWC, 0.0)
-    return Observation(images_BHWC, seen_BHW, observed_BL, dropped)
+    return Observation(torch.where(seen_BHW[..., None], images_BHWC, 0.0), seen_BHW, share_BL == 1)
+
+
+def _tensor(values) -> Tensor:
+    """Of torch or numpy, on the CPU, outside of autograd."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.as_tensor(np.require(values, requirements="W"))  # torch warns of memory that is read-only
+    except (TypeError, ValueError):
+        raise UserError("images and masks are arrays of numbers of one shape each: stack them in one array") from None
+
+
+def _known_share(seen_BHW: Tensor, patches: int) -> Tensor:
+    """The share of known pixels of each patch, (B, L)."""
+    return patchify(seen_BHW[..., None].float(), seen_BHW.shape[1] // round(patches**0.5)).mean(-1)
 
 
 def pixels_of(chosen_BL: Tensor, image_size: int) -> Tensor:

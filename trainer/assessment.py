@@ -111,6 +111,8 @@ def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> lis
     if vae.description.method != "vae":
         tasks["log p(x_T | x_S), half known"] = partial(_random_half, patches=patches, seed=extent.seed)
     rows = []
+    if not vae.variance:  # β = 0: pixels of variance 0 have no likelihood
+        return rows
     for name, observed in tasks.items():
         for samples in sorted({1, extent.bound_samples}):
             values = []
@@ -182,6 +184,7 @@ def _probe(
         for stream, position_B, seed in ((train, position_N, extent.seed), (test, position_M, extent.seed + 1)):
             given = with_random_patches(vae, read_images(stream, position_B), position_B, s_ratio, seed)
             made.append(features[name](given))
+        pca = min(pca, *made[0].shape)
         shown = f"{pca} principal components of pixels" if pca else name
         share = accuracy(made[0], label_N, made[1], label_M, pca)
         mine.append({"features": shown, "of_model": name == codes, "s_ratio": s_ratio, "accuracy": share})

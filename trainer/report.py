@@ -13,6 +13,7 @@ from data.errors import UserError, printable
 from trainer.assessment import FORMAT
 
 Reports = dict[str, dict]  # by the name of the run
+_PARTS = {"method", "mask_tokens", "source", "parameters", "images", "elbos", "bounds", "latent", "inpainting", "probe"}
 
 _SCORES = {"error": "squared error a pixel", "psnr": "PSNR, dB", "ssim": "SSIM"}
 _STYLE = """
@@ -32,7 +33,7 @@ def read_report(path: Path) -> dict:
         raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
     except (ValueError, RecursionError):
         report = None
-    if not isinstance(report, dict) or report.get("format") != FORMAT:
+    if not isinstance(report, dict) or report.get("format") != FORMAT or not report.keys() >= _PARTS:
         raise UserError(f"{path} is no evaluation of this version: make it again with launch/evaluate.py")
     return report
 

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 def read_trained(path: Path) -> tuple[Description, dict[str, Tensor]]:
     """The averaged weights of a checkpoint, or of the newest whole one of a run; UserError when there is none."""
     is_checkpoint = (path / "manifest.json").exists()
-    run = RunDirectory(path.resolve().parents[1] if is_checkpoint else path)
+    run = RunDirectory(path.resolve().parent.parent if is_checkpoint else path)
+    if is_checkpoint and not run.config.exists():
+        raise UserError(f"{path} is a checkpoint without its run: leave it in the run's checkpoints/, or export it")
     if not run.config.exists():
         raise UserError(f"{path} holds no run, no checkpoint and no export: give the run_dir of a training")
     config = load_config(run.config)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from data.images import MAX_FILE_BYTES, DamagedImageError, decode, has_more_frames, read_file
+from data.images import MAX_FILE_BYTES, DamagedImageError, decode, decode_with_alpha, has_more_frames, read_file
 
 
 def encoded(image, format="PNG", **options):
@@ -255,3 +255,24 @@ def test_a_file_of_somebody_else_is_damaged(tmp_path):
     (tmp_path / "a").chmod(0)
     with pytest.raises(DamagedImageError, match="Permission denied"):
         read_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "scale"), [("L", np.uint8, 1), ("I;16", np.uint16, 257)], ids=["8 bits", "16 bits"]
+)
+def test_one_transparent_value_of_grey(mode, dtype, scale):
+    grey = np.random.default_rng(0).integers(1, 256, (6, 6)).astype(dtype)
+    grey[2, 3] = 0
+    image_HWC, alpha_HW = decode_with_alpha(encoded(Image.fromarray(grey * dtype(scale)), transparency=0))
+    assert np.array_equal(alpha_HW, np.where(grey == 0, 0, 255))
+    assert np.array_equal(image_HWC[..., 0], grey)
+
+
+def test_alpha_of_a_palette_and_none_at_all():
+    rgba = np.dstack([np.full((6, 6, 3), 200), np.full((6, 6), 255)]).astype(np.uint8)
+    rgba[0] = 0
+    palette = Image.fromarray(rgba).quantize(4)
+    image_HWC, alpha_HW = decode_with_alpha(encoded(palette))
+    assert np.array_equal(alpha_HW, rgba[..., 3])
+    assert np.array_equal(image_HWC[1:], rgba[1:, :, :3])
+    assert (decode_with_alpha(encoded(Image.fromarray(picture())))[1] == 255).all()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.errors import UserError
 from data.images import resize
-from data.incomplete import read_incomplete, read_mask
+from data.incomplete import load_numbers, read_incomplete, read_mask
 
 
 def picture(side=16):
@@ -102,3 +102,43 @@ def test_what_is_not_there(tmp_path):
         read_incomplete([tmp_path], 8)
     with pytest.raises(UserError, match="the mask .* cannot be read"):
         read_mask(tmp_path / "nowhere.png", 8)
+
+
+def test_images_of_one_name_are_told_apart(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture()).save(tmp_path / folder / "a.png")
+    assert read_incomplete([tmp_path], 8)[0] == [str(tmp_path / folder / "a.png") for folder in ("one", "two")]
+
+
+def test_a_path_that_no_disk_holds(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_incomplete([tmp_path / ("a" * 300)], 8)
+
+
+def npy(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize("shape", ["(10**12,)", "(1000000000000, 8, 8, 3)", "(99999999999999999999999,)", "((1, 2"])
+def test_headers_of_arrays_that_lie(tmp_path, shape):
+    (tmp_path / "a.npy").write_bytes(npy(shape))
+    with pytest.raises(UserError, match="no .npy array of numbers") as refusal:
+        read_incomplete([tmp_path / "a.npy"], 8)
+    assert "\n" not in str(refusal.value)
+
+
+def test_archives_that_are_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, mu=np.zeros((40, 4), np.float32))
+    assert load_numbers(path, "mu").shape == (40, 4)
+    sound = path.read_bytes()
+    for content in (sound[:-40], sound[:100], sound[:300] + b"\xff" * 4 + sound[304:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"\w"):
+            load_numbers(path, "mu")
+    path.write_bytes(sound)
+    for name in (None, "other"):
+        with pytest.raises(ValueError, match="several arrays|other"):
+            load_numbers(path, name)

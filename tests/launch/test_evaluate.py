@@ -27,6 +27,14 @@ def test_a_run_is_measured_and_compared(start, digits_run, tmp_path):
     assert all(f"Fig. {number} of the paper" in content for number in (2, 4, 13))
 
 
+def test_a_report_never_lands_in_a_checkpoint(start, digits_run):
+    checkpoint = next((digits_run / "checkpoints").glob("img-*"))
+    done = start("python", "launch/evaluate.py", "--run", checkpoint, *SMALL)
+    assert done.returncode == 2
+    assert "give --out DIR" in done.stderr
+    assert not (checkpoint / "reports").exists()
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     "launcher",

@@ -76,6 +76,9 @@ def test_codes_go_back_to_images(called, tmp_path):
         called(name, *arguments)
     decoded, reconstructed = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("decode", "reconstruct"))
     assert np.allclose(decoded, reconstructed, atol=1e-5)
+    np.save(tmp_path / "nan.npy", np.full((2, 32), np.nan))
+    with pytest.raises(UserError, match="what is no code"):
+        called("decode", "--codes", tmp_path / "nan.npy")
 
 
 def test_an_export_completes_a_persons_picture(start, digits_run, tmp_path):
@@ -124,6 +127,8 @@ def test_dropped_pixels_are_said(called, tmp_path, capsys):
         (("interpolate", "--test", "1"), "give two"),
         (("vary-z", "--test", "2", "--dimensions", "99"), "0 to 31"),
         (("generate", "--device", "abacus"), "set --device"),
+        (("generate", "--device", "meta"), "set --device"),
+        (("generate", "--device", "mps"), "set --device"),
         (("generate", "--out", "README.md"), "choose another --out"),
     ],
 )
@@ -134,8 +139,10 @@ def test_mistakes(called, arguments, cause):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(start, digits_run):
-    done = start("python", "launch/sample.py", "reconstruct", "--model", digits_run)
+    command = ("python", "launch/sample.py", "reconstruct", "--model", digits_run)
+    done = start(*command, "--images", "no\nwhere\x1b[31m")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert r"no\nwhere\x1b[31m does not exist" in done.stderr
 
 
 def test_an_export_never_lands_in_a_run(start, digits_run):

@@ -1,6 +1,7 @@
 """What a model that learned the digits can do (Table 2), through the Python interface."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -247,12 +248,38 @@ def test_the_joint_vae_does_what_it_was_trained_for(vae, digits):
         (lambda vae, x: vae.decoding_sensitivity(x, [32]), "0 to 31"),
         (lambda vae, x: vae.encode(x[:0]), "no images"),
         (lambda vae, x: vae.inpaint(x[:, :16]), "resize or reshape"),
+        (lambda vae, x: vae.decode(torch.zeros(3, 31)), r"needs \(B, 32\)"),
+        (lambda vae, x: vae.decoding_sensitivity(x, []), "give some of them"),
+        (lambda vae, x: vae.encoding_sensitivity(x, torch.zeros(3, 3)), "the change is"),
+        (lambda vae, x: vae.pseudo_gibbs(x, start_HWC=torch.zeros(28, 28, 3)), r"start_HWC is \(28"),
+        (lambda vae, x: vae.pseudo_gibbs(x, steps=0), "steps is 0"),
+        (lambda vae, x: vae.pseudo_gibbs(x, draws=0), "draws is 0"),
+        (lambda vae, x: vae.pseudo_gibbs(x, burn_in=-1), "burn_in is -1"),
+        (lambda vae, x: vae.inpaint(x, draws=-1), "draws is -1"),
+        (lambda vae, x: vae.interpolate(x, x, steps=0), "steps is 0"),
+        (lambda vae, x: vae.log_likelihood_bound(x, samples=0), "samples is 0"),
+        (lambda vae, x: vae.generate(-1), "count is -1"),
+        (lambda vae, x: BigLearnVAE.load("a" * 300), "cannot be read"),
     ],
 )
 def test_mistakes_are_one_plain_line(vae, digits, mistake, cause):
     with pytest.raises(UserError, match=cause) as refusal:
         mistake(vae, digits[:3])
     assert "\n" not in str(refusal.value)
+
+
+def test_what_comes_out_can_be_changed_and_learned_from(vae, digits):
+    found = vae.encode(digits[:3])
+    found.mu_BZ[:, 0] += 1
+    torch.nn.Linear(32, 2)(found.mu_BZ).sum().backward()
+    assert vae.decode(found.mu_BZ.requires_grad_()).shape == (3, 32, 32, 3)
+
+
+def test_a_model_trained_without_the_kl_has_no_bound(vae, digits):
+    values = vae.description.model_dump()
+    values["objective"]["beta"] = 0
+    with pytest.raises(UserError, match="beta=0"):
+        BigLearnVAE(vae.model, Description.model_validate(values)).log_likelihood_bound(digits[:1])
 
 
 def test_an_export_is_the_run_and_needs_no_training_code(vae, digits, digits_run, tmp_path, root):
@@ -270,6 +297,9 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"trainer", "
     torch.testing.assert_close(torch.load(tmp_path / "images.pt"), vae.generate(2))
     checkpoint = BigLearnVAE.load(digits_run / "checkpoints/img-000000040000")
     torch.testing.assert_close(checkpoint.encode(digits[:2]).mu_BZ, vae.encode(digits[:2]).mu_BZ)
+    alone = shutil.copytree(digits_run / "checkpoints/img-000000040000", tmp_path / "alone")
+    with pytest.raises(UserError, match="a checkpoint without its run"):
+        BigLearnVAE.load(alone)
     again = BigLearnVAE.load(tmp_path / "model")
     assert again.description == vae.description
     again.export(tmp_path / "twice")
@@ -302,6 +332,8 @@ def test_a_damaged_or_foreign_export_is_refused(vae, tmp_path):
         (json.dumps(values | {"surprise": 1}), "holds no export"),
         (json.dumps(values | {"method": "vae"}), "the configuration says"),
         (json.dumps(values | {"model": values["model"] | {"embed_dim": 32}}), "the configuration says"),
+        (json.dumps(values | {"model": values["model"] | {"encoder_depth": 10**9}}), "more layers"),
+        (json.dumps(values | {"data": values["data"] | {"image_size": 8 * 10**6}}), "more layers"),
     ):
         config.write_text(text)
         refusal(cause)

@@ -1,5 +1,7 @@
 """What counts as known of an image."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,31 @@ def test_merge_and_hide():
     assert torch.equal(pixels_of(without.observed_BL, 8), without.seen_BHW)
     with pytest.raises(UserError, match="as many of both"):
         one.merge(observe(images(2), **SIZES))
+
+
+def test_what_is_dropped_follows_what_is_hidden_chosen_and_merged():
+    x = images(2)
+    x[:, :2] = torch.nan  # half of the two upper patches of each image
+    given = observe(x, **SIZES)
+    assert given.dropped_pixels == 2 * 16
+    assert given[:1].dropped_pixels == 16
+    assert given.hide(torch.tensor([[True, False, False, False]] * 2)).dropped_pixels == 2 * 8
+    lower = images(2)
+    lower[:, 2:] = torch.nan
+    both = given.merge(observe(lower, **SIZES))
+    assert both.observed_BL.all()  # each knows a half of the upper patches
+    assert both.dropped_pixels == 0
+    torch.testing.assert_close(both.images_BHWC, images(2))
+
+
+def test_arrays_of_any_memory_and_no_arrays():
+    x = images().numpy()
+    x.setflags(write=False)
+    mask = np.broadcast_to(np.ones((8, 8), bool), (2, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert observe(x, mask, **SIZES).observed_BL.all()
+    assert not observe(images().requires_grad_(), **SIZES).images_BHWC.requires_grad
+    for wrong in (None, "a.png", [[1], [1, 2]]):
+        with pytest.raises(UserError, match="arrays of numbers"):
+            observe(wrong, **SIZES)

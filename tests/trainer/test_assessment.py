@@ -9,6 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from data.errors import UserError
 from model.capabilities import BigLearnVAE
+from model.export import Description
 from model.observation import observe
 from trainer.assessment import Extent, assess
 from trainer.inpainting import References, fillers, nearest, scores
@@ -145,7 +146,20 @@ def test_the_page_is_self_contained_and_names_cannot_break_it(report):
     assert "BigLearnELBO" in words({"run": report})
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"format": 99}', b"{" * 10**5])
+def test_few_images_and_a_model_without_likelihood(vae, world):
+    values = vae.description.model_dump()
+    values["objective"]["beta"] = 0
+    description = Description.model_validate(values)
+    few = Extent(
+        images=2, bound_images=1, inpainting_images=1, draws=1, references=1, probe_images=12, probe_test_images=5
+    )
+    report = assess(BigLearnVAE(vae.model, description), world, few)
+    assert report["bounds"] == []
+    assert "12 principal components of pixels" in {row["features"] for row in report["probe"]}
+    assert "BigLearnELBO" in page("run", {"run": report}, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"format": 99}', b'{"format": 1}', b"{" * 10**5])
 def test_what_is_no_report_is_refused(tmp_path, content):
     path = tmp_path / "evaluation.json"
     with pytest.raises(UserError, match=r"make it with `python launch/evaluate\.py"):
