@@ -60,9 +60,7 @@ class BigLearnVAE:
 
                 description, weights = read_trained(path)
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): give a run, a checkpoint or an export"
-            ) from None
+            raise UserError(f"{path} cannot be read ({error.strerror}): give a run or an export") from None
         return cls(description.build(weights), description, device)
 
     def export(self, folder: str | Path) -> None:

@@ -142,3 +142,10 @@ def test_archives_that_are_damaged(tmp_path):
     for name in (None, "other"):
         with pytest.raises(ValueError, match="several arrays|other"):
             load_numbers(path, name)
+
+
+def test_what_is_more_than_half_opaque_is_known(tmp_path):
+    Image.fromarray(np.dstack([picture(8), np.full((8, 8), [100] * 4 + [200] * 4, np.uint8)])).save(tmp_path / "a.png")
+    _, images = read_incomplete([tmp_path / "a.png"], 8)
+    assert np.isnan(images[0, :, :4]).all()
+    assert np.allclose(images[0, :, 4:], picture(8)[:, 4:] / 255, atol=1e-6)

@@ -60,6 +60,32 @@ def test_the_nearest_neighbour_is_that_of_the_known_part():
     others = x.clone()
     others[:, :16] = images(30, seed=2)[:, :16]  # what is missing does not count
     assert torch.equal(nearest(given, others), others[[7, 20]])
+    scale = torch.linspace(0.1, 1, 30)[:, None, None, None]
+    others = images(30, seed=3) * scale  # of different lengths
+    distance = (half(x).images_BHWC[:, None, 16:] - others[:, 16:]).square().sum((2, 3, 4))
+    assert torch.equal(nearest(half(x), others), others[distance.argmin(1)])
+
+
+def test_similarity_is_that_of_wang_et_al():
+    """The Gaussian window of 11 pixels with sigma 1.5, of what a picture can show."""
+    x, other = images(2), 1.6 * images(2, seed=1) - 0.3
+    found = scores(half(x), x, other[None])["ssim"]
+    offset = torch.arange(-5, 6)
+    window_I = torch.exp(-(offset**2) / (2 * 1.5**2))
+    window_II = (window_I[:, None] * window_I / window_I.sum() ** 2)[None, None]
+
+    def blurred(x_BHWC):  # scipy's "reflect" repeats the border
+        x_NHW = np.pad(x_BHWC.permute(0, 3, 1, 2).flatten(0, 1).numpy(), ((0, 0), (5, 5), (5, 5)), "symmetric")
+        blurred_NHW = torch.nn.functional.conv2d(torch.from_numpy(x_NHW)[:, None], window_II)[:, 0]
+        return blurred_NHW.unflatten(0, (2, 3))
+
+    y = other.clamp(0, 1)
+    mean_x, mean_y = blurred(x), blurred(y)
+    variances = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + 1e-4) * (variances + 9e-4))
+    torch.testing.assert_close(found.float(), similarity[..., :16, :].mean((1, 2, 3)), rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
