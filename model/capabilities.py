@@ -288,7 +288,10 @@ class BigLearnVAE:
         """Images of which the model can take what is known."""
         given = self.observe(images)
         if self._is_joint and (given.observed_BL.any(1) != given.observed_BL.all(1)).any():
-            raise UserError("the joint VAE was not trained on parts of images: use pseudo_gibbs, or a BigLearn-VAE")
+            raise UserError(
+                "the joint VAE was not trained on parts of images: use pseudo_gibbs (the command pseudo-gibbs), "
+                "or a BigLearn-VAE"
+            )
         return given
 
     def _nothing(self, count: int) -> Observation:
