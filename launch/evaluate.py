@@ -93,6 +93,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def compare(folders: list[Path], out: Path) -> int:
     from trainer.figures import rendered, training_curves
     from trainer.report import page, read_report, words
+    from trainer.run_directory import RunDirectory
 
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--compare has a run twice: name each run once")
@@ -102,7 +103,8 @@ def compare(folders: list[Path], out: Path) -> int:
     found = zip(names, folders, strict=True)
     reports = {name: read_report(folder / "reports/evaluation.json") for name, folder in found}
     pictures = {}
-    if len({report["source"] for report in reports.values()}) == 1:
+    are_runs = all(RunDirectory(folder).config.exists() for folder in folders)  # an export has no curves
+    if are_runs and len({report["source"] for report in reports.values()}) == 1:
         content = io.BytesIO()
         rendered(training_curves(folders)).save(content, "png")
         pictures = {"Loss and training time (as Fig. 13 of the paper)": content.getvalue()}

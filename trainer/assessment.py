@@ -52,7 +52,7 @@ def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
     """The report, on all ranks. Collective. UserError where the data set is not there."""
     with world.agreed():
         index = open_index(vae.description.data)
-    train, test = (_stream(vae, index, split, world) for split in ("train", "test"))
+        train, test = (_stream(vae, index, split, world) for split in ("train", "test"))
     description = vae.description
     task = BigLearnTask(vae.model, description.objective, description.seed)
     elbos = evaluate(task, test, EvaluateConfig(images=extent.images), world)
