@@ -83,6 +83,7 @@ def test_merge_and_hide():
     without = both.hide(torch.tensor([[True, False, False, False]]))
     assert without.observed_BL.tolist() == [[False, True, True, False]]
     assert not without.seen_BHW[:, :4, :4].any()
+    assert not without.images_BHWC[:, :4, :4].any()
     assert torch.equal(pixels_of(without.observed_BL, 8), without.seen_BHW)
     with pytest.raises(UserError, match="as many of both"):
         one.merge(observe(images(2), **SIZES))

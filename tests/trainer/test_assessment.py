@@ -123,6 +123,8 @@ def test_a_probe_tells_what_its_features_tell():
     told = np.eye(3)[label_N] + 0.1 * rng.standard_normal((600, 3))
     told = np.concatenate([told, 100 * rng.standard_normal((600, 2))], axis=1)
     assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:]) == 1
+    small = told * ([1e-4] * 3 + [1] * 2)  # whatever the scale of a feature
+    assert accuracy(small[:400], label_N[:400], small[400:], label_N[400:]) == 1
     noise = rng.standard_normal((600, 5))
     assert accuracy(noise[:400], label_N[:400], noise[400:], label_N[400:]) < 0.5
     assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:], pca=1) < 0.6  # the largest part is noise
