@@ -44,16 +44,21 @@ FIGURES = {
 def main() -> None:
     options = parse()
     cells = [(seed, method, mode) for seed in range(options.seeds) for method in options.methods for mode in MODES]
-    rows = []
+    rows = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
+    shown = []
     for cell in cells:
-        row = known(options, *cell) or read(options, *cell)
-        if row is None and not options.table_only:
-            train(options, *cell)
+        wanted = wanted_row(options, *cell)
+        row = next((row for row in rows if wanted.items() <= row.items()), None)
+        if row is None:
             row = read(options, *cell)
-        rows += [row] if row else []
-        if options.out:
-            write_aside(options.out, (json.dumps(rows, indent=1) + "\n").encode())
-    print(table(rows, options.throughput))
+            if row is None and not options.table_only:
+                train(options, *cell)
+                row = read(options, *cell)
+            rows += [row] if row else []
+            if row and options.out:
+                write_aside(options.out, (json.dumps(rows, indent=1) + "\n").encode())
+        shown += [row] if row else []
+    print(table(shown, options.throughput))
 
 
 def parse() -> argparse.Namespace:
@@ -100,17 +105,11 @@ def settings(options: argparse.Namespace, seed: int, method: str, mode: str) -> 
     ]
 
 
-def known(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict | None:
-    """The row that --out has of a run."""
-    rows = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
-    wanted = wanted_row(options, seed, method, mode)
-    return next((row for row in rows if wanted.items() <= row.items()), None)
-
-
 def wanted_row(options: argparse.Namespace, seed: int, method: str, mode: str) -> dict:
     config = load_config(CONFIG, settings(options, seed, method, mode))
     what = {"method": method, "mask_tokens": mode, "seed": seed, "images": config.total_images}
-    return what | {"batch_size": config.train.batch_size, "overrides": options.overrides}
+    evaluated = {"evaluated_images": options.evaluate_images}
+    return what | evaluated | {"batch_size": config.train.batch_size, "overrides": options.overrides}
 
 
 def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> None:

@@ -76,6 +76,19 @@ def test_attention_times_both_phases_of_a_layer(root, tmp_path):
     assert all(row["ms"] > 0 for row in rows)
 
 
+def test_quality_keeps_the_rows_that_it_does_not_show(root, tmp_path, monkeypatch, capsys):
+    from benchmarks import quality
+
+    rows = json.loads((root / "benchmarks/results/quality-cpu.json").read_text())
+    out = tmp_path / "quality.json"
+    out.write_text(json.dumps(rows))
+    command = ["quality.py", "--table-only", "--runs", str(tmp_path), "--out", str(out), "--methods", "vae"]
+    monkeypatch.setattr(sys, "argv", command)
+    quality.main()
+    assert json.loads(out.read_text()) == rows
+    assert "equal steps, vae | query_only" in capsys.readouterr().out
+
+
 def test_quality_at_equal_time_lies_between_two_evaluations():
     from benchmarks.quality import between
 
