@@ -57,7 +57,7 @@ from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
 from model.objective import elbo_terms
 from model.task import BigLearnTask
-from trainer.build import build_engine, build_task, micro_batches, open_index, open_streams
+from trainer.build import build_engine, build_task, micro_batches, open_index, open_stream
 from trainer.config import Config, load_config
 from trainer.engine import Engine
 from trainer.world import World, joined_world
@@ -175,7 +175,7 @@ def build(
     else:
         data = config.data.model_dump() | {"source": "digits", "shards": shards}
         config = config.model_copy(update={"data": DataConfig(**data)})
-        stream, _ = open_streams(config, open_index(config.data), world.device)
+        stream = open_stream(config.data, open_index(config.data), "train", config.seed, world.device)
         batches = micro_batches(stream, config, 0, task.groups, world)
     plans = task.plans
     trained = build_engine(config, task, world)

@@ -1,5 +1,7 @@
 """The `data` section of a configuration."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.errors import UserError
@@ -14,13 +16,13 @@ class DataConfig(BaseModel):
 
     # Name of the data set: a key of SOURCES in data.sources.
     source: str
-    # Folder with the shards and their index.json; every process must see it at this path.
+    # Folder with the shards of the images and their index.json; every process must see it at this path.
     shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
     # Side of the square images, pixels.
     image_size: int = Field(32, gt=0)
     # Side of a square patch, pixels.
     patch_size: int = Field(4, gt=0)
-    # A split of at most this many bytes of uint8 pixels stays in memory; a larger one is read at random.
+    # A split of at most so many bytes, uint8 pixels or float16 codes, stays in memory; a larger one is read at random.
     memory_bytes: int = Field(2**31, ge=0)
     # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
     max_damaged: int = Field(100, ge=0)
@@ -28,6 +30,12 @@ class DataConfig(BaseModel):
     workers: int = Field(0, ge=0)
     # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
     code_dim: int | None = Field(None, gt=0)
+    # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
+    encode: Literal["ahead", "on_the_fly"] = "ahead"
+    # Folder of the latent shards and of codec.safetensors, which encoding on the fly needs as well.
+    latents: str = Field(default_factory=lambda values: f"{values.get('shards')}_latents")
+    # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; None takes those of any.
+    patch_autoencoder: str | None = None
 
     @field_validator("source")
     @classmethod
@@ -36,14 +44,14 @@ class DataConfig(BaseModel):
             raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
         return source
 
-    @field_validator("shards")
+    @field_validator("shards", "latents")
     @classmethod
-    def _folder(cls, shards: str) -> str:
+    def _folder(cls, folder: str) -> str:
         try:
-            refuse_url(shards)
+            refuse_url(folder)
         except UserError as error:
             raise ValueError(str(error)) from None
-        return shards
+        return folder
 
     @model_validator(mode="after")
     def _whole_patches(self) -> "DataConfig":
@@ -58,5 +66,5 @@ class DataConfig(BaseModel):
 
     @property
     def token_dim(self) -> int:
-        """D: width of one token, 3 * patch_size^2 values in [0, 1] or a code."""
+        """D: width of one token, 3 * patch_size^2 values in [0, 1] or a standardised code."""
         return self.code_dim or 3 * self.patch_size**2

@@ -4,9 +4,12 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.errors import UserError, printable
@@ -37,18 +40,31 @@ class Member(_Model):
 
 
 class Record(_Model):
-    """`count` consecutive images: the members <key>.crc32.npy, <key>.images.npy and <key>.labels.npy."""
+    """`count` consecutive images: the members <key>.crc32.npy, <key>.images.npy or .codes.npy, and <key>.labels.npy."""
 
     key: Name
     count: Count
     crc32: Member
-    images: Member
+    images: Member | None = None
+    codes: Member | None = None
     labels: Member
+
+    @property
+    def content(self) -> Member:
+        """The images, or the codes of images."""
+        return self.images or self.codes
 
     @property
     def members(self) -> dict[str, Member]:
         """By their names in the tar, in its order."""
-        return {f"{self.key}.{part}.npy": getattr(self, part) for part in ("crc32", "images", "labels")}
+        parts = ("crc32", "images" if self.images else "codes", "labels")
+        return {f"{self.key}.{part}.npy": getattr(self, part) for part in parts}
+
+    @model_validator(mode="after")
+    def _one_content(self) -> "Record":
+        if (self.images is None) == (self.codes is None):
+            raise ValueError(f"record {self.key} must have either images or codes")
+        return self
 
 
 class Replaced(_Model):
@@ -90,8 +106,22 @@ class Shard(_Model):
         return self
 
 
+class Codes(_Model):
+    """What an image has become: one PatchAE code a patch, float16.
+
+    patch_autoencoder_sha256: of the weights that made them. patches: L. code_dim: values of a code.
+    """
+
+    patch_autoencoder_sha256: Sha256
+    patches: Count
+    code_dim: Count
+
+
 class Recipe(_Model):
-    """What decides every byte of a folder of shards: two folders of equal recipes are equal."""
+    """What decides every byte of a folder of shards: two folders of equal recipes are equal.
+
+    codes: None for shards of the images themselves.
+    """
 
     version: Literal[2] = _VERSION
     source: Name
@@ -100,21 +130,45 @@ class Recipe(_Model):
     classes: Count
     record_images: Count  # images of a full record
     shard_records: Count  # records of a full shard
+    codes: Codes | None = None
 
     @property
-    def image_bytes(self) -> int:
-        """Bytes of one image."""
-        return math.prod(self.image_shape)
+    def content_dtype(self) -> np.dtype:
+        return np.dtype("<f2" if self.codes else "u1")
+
+    @property
+    def content_shape(self) -> tuple[int, ...]:
+        """What a shard has of one image: (H, W, C), or (L, D) for codes."""
+        return (self.codes.patches, self.codes.code_dim) if self.codes else self.image_shape
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes that a shard has of one image."""
+        return math.prod(self.content_shape) * self.content_dtype.itemsize
+
+    def mend(self, root: Path | str) -> str:
+        """What makes a damaged folder of this recipe whole, for messages."""
+        command = encode_command if self.codes else partial(prepare_command, self.source)
+        return f"write the shards again with {command(root, '--overwrite')}"
 
     def recipe(self) -> "Recipe":
         """The fields of the recipe alone."""
         return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
 
 
+class Moments(_Model):
+    """Count, mean and summed squared deviation from the mean, per dimension of a code, over many codes."""
+
+    count: Count
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
 class Sidecar(Recipe):
-    """Written beside each finished shard, so that an interrupted run can go on."""
+    """Written beside each finished shard, so that an interrupted run can go on. moments: of the codes in the shard."""
 
     shard: Shard
+    moments: Moments | None = None
 
 
 class Index(Recipe):
@@ -143,7 +197,7 @@ class Index(Recipe):
 
     @property
     def checksum(self) -> str:
-        """Identifies the images and their order, whatever the layout of the shards."""
+        """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
         content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -153,9 +207,11 @@ class Index(Recipe):
         if len(set(names)) != len(names):
             raise ValueError("a shard is named twice")
         for record in (record for shard in self.shards for record in shard.records):
+            if bool(record.codes) != bool(self.codes):
+                raise ValueError(f"record {record.key} is not of the kind that the index says")
             for member, payload in (
                 (record.crc32, record.count * 4),
-                (record.images, record.count * self.image_bytes),
+                (record.content, record.count * self.content_bytes),
                 (record.labels, record.count * 8),
             ):
                 if not payload < member.bytes <= payload + HEADER_BYTES:
@@ -167,6 +223,12 @@ def prepare_command(source: str, root: Path | str, *options: str) -> str:
     """The command that makes the folder, for messages."""
     from_folder = ("--source", "DIR") if source in SOURCES and SOURCES[source].image_files else ()
     return f"`{' '.join(('python launch/prepare.py', source, *from_folder, '--out', str(root), *options))}`"
+
+
+def encode_command(out: Path | str, *options: str, images="DIR", patch_autoencoder="RUN") -> str:
+    """The command that makes a folder of latent shards, for messages."""
+    from_what = ("--images", str(images), "--patch-autoencoder", str(patch_autoencoder))
+    return f"`{' '.join(('python launch/encode.py', *from_what, '--out', str(out), *options))}`"
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -182,22 +244,21 @@ def refuse_url(folder: Path | str) -> None:
         )
 
 
-def read_index(root: Path | str, source: str | None = None) -> Index:
+def read_index(root: Path | str, command: Callable[..., str] | None = None) -> Index:
     """The index alone, without a look at the shards. UserError if it is absent, damaged or of another version.
 
-    source: the data set that the folder should hold, for the mend in a message; None guesses.
+    command(*options): what writes the folder, for the mend in a message; None guesses.
     """
     refuse_url(root)
     path = Path(root) / INDEX_NAME
-    if source is None:
-        source = path.parent.name if path.parent.name in SOURCES else "mnist"
-    again = f"write the shards again with {prepare_command(source, root, '--overwrite')}"
+    if command is None:
+        command = partial(prepare_command, path.parent.name if path.parent.name in SOURCES else "mnist", root)
+    again = f"write the shards again with {command('--overwrite')}"
     try:
         size = path.stat().st_size
         text = path.read_bytes() if size <= _INDEX_BYTES else b""
     except (FileNotFoundError, NotADirectoryError):
-        mend = prepare_command(source, root)
-        raise UserError(f"{path} does not exist: write the shards with {mend}") from None
+        raise UserError(f"{path} does not exist: write the shards with {command()}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if size > _INDEX_BYTES:
@@ -227,17 +288,17 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
             return file
         file.close()
         reason = f"has {size} bytes, the index says {shard.bytes}"
-    mend = prepare_command(index.source, root, "--overwrite")
-    raise UserError(f"{path}: {reason}; write the shards again with {mend}")
+    raise UserError(f"{path}: {reason}; {index.mend(root)}")
 
 
-def load_index(root: Path | str, source: str | None = None) -> Index:
+def load_index(root: Path | str, source: str | None = None, command: Callable[..., str] | None = None) -> Index:
     """The index of a folder whose shards are all there and of the right size.
 
-    source: the data set that it must hold; None takes any. Raises UserError, one line with cause and mend. The
-    contents of the shards are checked by `data.verify.verify` and, record by record, when they are read.
+    source: the data set that it must hold; None takes any. command: as in `read_index`. Raises UserError, one line
+    with cause and mend. The contents of the shards are checked by `data.verify.verify` and, record by record, when
+    they are read.
     """
-    index = read_index(root, source)
+    index = read_index(root, command or (partial(prepare_command, source, root) if source else None))
     if source not in (None, index.source):
         raise UserError(f"{root} holds {index.source}, not {source}: give the folder of {source} as data.shards")
     for shard in index.shards:

@@ -9,7 +9,6 @@ import numpy as np
 from data.index import HEADER_BYTES, Index, Member, Record
 
 _LABEL = np.dtype("<i8")
-_PIXEL = np.dtype("u1")
 _CRC32 = np.dtype("<u4")
 
 
@@ -54,9 +53,9 @@ def read_labels(file: BinaryIO, record: Record) -> np.ndarray:
     return _read(file, record.labels, _LABEL, (record.count,))
 
 
-def read_images(file: BinaryIO, record: Record, index: Index) -> np.ndarray:
-    """(count, H, W, C) uint8."""
-    return _read(file, record.images, _PIXEL, (record.count, *index.image_shape))
+def read_content(file: BinaryIO, record: Record, index: Index) -> np.ndarray:
+    """(count, H, W, C) uint8, or (count, L, D) float16 for codes."""
+    return _read(file, record.content, index.content_dtype, (record.count, *index.content_shape))
 
 
 def read_checksums(file: BinaryIO, record: Record) -> np.ndarray:
@@ -64,14 +63,14 @@ def read_checksums(file: BinaryIO, record: Record) -> np.ndarray:
     return _read(file, record.crc32, _CRC32, (record.count,))
 
 
-def first_image(file: BinaryIO, record: Record, index: Index) -> int:
-    """Where in the tar the first pixel of the first image is; the others follow without a gap."""
-    return _payload_offset(file, record.images, _PIXEL, (record.count, *index.image_shape))
+def first_content(file: BinaryIO, record: Record, index: Index) -> int:
+    """Where in the tar the first byte of the first image, or of its codes, is; the others follow without a gap."""
+    return _payload_offset(file, record.content, index.content_dtype, (record.count, *index.content_shape))
 
 
-def checksums(images_BHWC: np.ndarray, label_B: np.ndarray) -> np.ndarray:
-    """(B,) uint32: of each image the CRC-32 of its pixels and then of its label as 8 bytes, least first."""
-    pixels_BN = np.ascontiguousarray(images_BHWC).reshape(len(label_B), -1)
-    label_B8 = label_B.astype(_LABEL).reshape(-1, 1).view(_PIXEL)
-    rows = zip(pixels_BN, label_B8, strict=True)
-    return np.fromiter((zlib.crc32(label, zlib.crc32(pixels)) for pixels, label in rows), _CRC32, len(label_B))
+def checksums(content_BN: np.ndarray, label_B: np.ndarray) -> np.ndarray:
+    """(B,) uint32: of each image the CRC-32 of its pixels, or codes, and then of its label as 8 bytes, least first."""
+    content_BN = np.ascontiguousarray(content_BN).reshape(len(label_B), -1)
+    label_B8 = label_B.astype(_LABEL).reshape(-1, 1).view(np.uint8)
+    rows = zip(content_BN, label_B8, strict=True)
+    return np.fromiter((zlib.crc32(label, zlib.crc32(content)) for content, label in rows), _CRC32, len(label_B))

@@ -1,52 +1,41 @@
-"""Shards: plain tar files of batched records, written completely or not at all."""
+"""From a data set to a folder of shards of its images."""
 
 import hashlib
 import logging
 import multiprocessing
 import os
-import re
 import signal
-import tarfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 from tqdm import tqdm
-from webdataset import TarWriter
 
-from data import records
 from data.errors import UserError, printable
-from data.files import aside_of, lock, write_aside
+from data.files import write_aside
 from data.images import DamagedImageError, resize
-from data.index import (
-    INDEX_NAME,
-    Index,
-    Member,
-    Recipe,
-    Record,
-    Replaced,
-    Shard,
-    Sidecar,
-    prepare_command,
-    read_index,
-    refuse_url,
-    sidecar_path,
-)
+from data.index import INDEX_NAME, Index, Recipe, Replaced, Shard, prepare_command, read_index, refuse_url
 from data.samples import Samples
+from data.shard_files import (
+    Portion,
+    locked,
+    read_sidecar,
+    refuse_other,
+    remove_others,
+    write_shard,
+    write_sidecar,
+)
 from data.sources import find_source
 
 log = logging.getLogger(__name__)
 
 _NAMED = 10  # damaged images that the log names
-# The files that `prepare` writes beside the index, finished or aside.
-_OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?")
 
 
 def prepare(
@@ -99,7 +88,7 @@ def prepare(
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
+        with locked(out):
             index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
@@ -138,13 +127,14 @@ def _complete(
     present = None
     if overwrite:
         (out / INDEX_NAME).unlink(missing_ok=True)  # first: from here on the folder is unfinished
-        _remove(out, keep=set())
+        remove_others(out, keep=set())
     elif (out / INDEX_NAME).exists():
-        present = read_index(out, recipe.source)
-        _refuse_other(out, present.recipe(), recipe)
+        present = read_index(out, partial(prepare_command, recipe.source, out))
+        refuse_other(out, present.recipe(), recipe, prepare_command(recipe.source, out, "--overwrite"))
 
     jobs = {split: list(_jobs(out, recipe, split, samples)) for split, samples in splits.items()}
-    finished = {job.path: shard for split in jobs for job in jobs[split] if (shard := _finished(job))}
+    found = {job.path: read_sidecar(job.path, recipe, len(job.samples.labels_N)) for of in jobs.values() for job in of}
+    finished = {path: sidecar.shard for path, sidecar in found.items() if sidecar}
     kept = len(finished)
     _refuse_damaged(out, finished.values(), max_damaged)
     todo = [job for split in jobs for job in jobs[split] if job.path not in finished]
@@ -161,25 +151,9 @@ def _complete(
     index = Index(**recipe.model_dump(), splits=shards)
     if todo or index != present:
         # What an interrupted run with another request left would mislead readers that take all *.tar.
-        _remove(out, keep={name for shard in index.shards for name in (shard.name, f"{shard.name}.json")})
-        write_aside(out / INDEX_NAME, index.model_dump_json(indent=1).encode())
+        remove_others(out, keep={name for shard in index.shards for name in (shard.name, f"{shard.name}.json")})
+        write_aside(out / INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index, kept
-
-
-def _remove(out: Path, keep: set[str]) -> None:
-    """Remove the files of `prepare` but for those to keep and the index."""
-    for path in out.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in keep:
-            path.unlink()
-
-
-def _refuse_other(out: Path, found: Recipe, wanted: Recipe) -> None:
-    differing = [name for name in Recipe.model_fields if getattr(found, name) != getattr(wanted, name)]
-    if differing:
-        what = " and ".join(f"{name} {getattr(found, name)}" for name in differing if name != "source_sha256")
-        mend = prepare_command(wanted.source, out, "--overwrite")
-        fault = f"{out} holds other data ({what or 'other images'})"
-        raise UserError(f"{fault}: choose another --out, or replace it with {mend}")
 
 
 def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> None:
@@ -208,27 +182,15 @@ def _jobs(out: Path, recipe: Recipe, split: str, samples: Samples) -> Iterator[_
         yield _Job(path, recipe, split, number * recipe.shard_records, part)
 
 
-def _finished(job: _Job) -> Shard | None:
-    """The shard, if it is there, whole, and made by the same recipe."""
-    try:
-        sidecar = Sidecar.model_validate_json(sidecar_path(job.path).read_bytes())
-        size = job.path.stat().st_size
-    except (FileNotFoundError, ValidationError):
-        return None
-    shard = sidecar.shard
-    found = (sidecar.recipe(), shard.name, shard.bytes, shard.images)
-    return shard if found == (job.recipe, job.path.name, size, len(job.samples.labels_N)) else None
-
-
 def _write_all(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, Shard]]:
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((job, write_shard(job)) for job in jobs)
+        yield from ((job, _write(job)) for job in jobs)
         return
     # Spawned, because forking a process that runs threads (torch, tqdm) can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
-        waiting = {pool.submit(write_shard, job): job for job in jobs}
+        waiting = {pool.submit(_write, job): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
@@ -245,69 +207,26 @@ def _follow_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def write_shard(job: _Job) -> Shard:
-    """Write one shard and its sidecar: aside, flushed to the disk, then renamed. UserError if no image is sound."""
-    aside = aside_of(job.path)
-    try:
-        counts, replaced = _write_tar(aside, job)
-        with tarfile.open(aside) as tar:
-            members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
-        with aside.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        shard = Shard(
-            name=job.path.name,
-            bytes=aside.stat().st_size,
-            sha256=sha256,
-            records=tuple(
-                Record(
-                    key=key,
-                    count=n,
-                    crc32=members[f"{key}.crc32.npy"],
-                    images=members[f"{key}.images.npy"],
-                    labels=members[f"{key}.labels.npy"],
-                )
-                for key, n in counts.items()
-            ),
-            replaced=replaced,
-        )
-        os.replace(aside, job.path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sidecar = Sidecar(**job.recipe.model_dump(), shard=shard)
-    write_aside(sidecar_path(job.path), sidecar.model_dump_json().encode())
+def _write(job: _Job) -> Shard:
+    """Write one shard and its sidecar. UserError if no image is sound."""
+    images = _SoundImages(job)
+    shard = write_shard(job.path, job.recipe, _portions(job, images), images.replaced)
+    write_sidecar(job.path, job.recipe, shard)
     return shard
 
 
-def _write_tar(path: Path, job: _Job) -> tuple[dict[str, int], tuple[Replaced, ...]]:
-    """Images of each record by its key, and the damaged images that others stand in for."""
+def _portions(job: _Job, images: "_SoundImages") -> Iterator[Portion]:
     size, _, channels = job.recipe.image_shape
-    images, total = _SoundImages(job), len(job.samples.labels_N)
-    counts = {}
-    with path.open("wb") as file:
-        # Fixed owner, mode and time, so that the same images give the same bytes.
-        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
-        with writer:
-            for start in range(0, total, job.recipe.record_images):
-                places = range(start, min(start + job.recipe.record_images, total))
-                images_NHWC = np.empty((len(places), size, size, channels), np.uint8)
-                labels_N = np.empty(len(places), np.int64)
-                for row, place in enumerate(places):
-                    sound, image = images.read(place)
-                    images_NHWC[row] = resize(image, size, channels)
-                    labels_N[row] = job.samples.labels_N[sound]
-                key = f"{job.split}-{job.first_record + len(counts):06d}"
-                writer.write(
-                    {
-                        "__key__": key,
-                        "crc32.npy": records.encode(records.checksums(images_NHWC, labels_N)),
-                        "images.npy": records.encode(images_NHWC),
-                        "labels.npy": records.encode(labels_N.astype("<i8")),
-                    }
-                )
-                counts[key] = len(places)
-        file.flush()
-        os.fsync(file.fileno())
-    return counts, tuple(images.replaced)
+    total = len(job.samples.labels_N)
+    for number, start in enumerate(range(0, total, job.recipe.record_images)):
+        places = range(start, min(start + job.recipe.record_images, total))
+        images_NHWC = np.empty((len(places), size, size, channels), np.uint8)
+        labels_N = np.empty(len(places), np.int64)
+        for row, place in enumerate(places):
+            sound, image = images.read(place)
+            images_NHWC[row] = resize(image, size, channels)
+            labels_N[row] = job.samples.labels_N[sound]
+        yield f"{job.split}-{job.first_record + number:06d}", images_NHWC, labels_N
 
 
 class _SoundImages:
@@ -346,12 +265,3 @@ class _SoundImages:
         self.replaced.append(
             Replaced(name=name, reason=self._reasons[place], index=first + place, stand_in=first + sound)
         )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time."""
-    with (folder / ".lock").open("w") as file:
-        if not lock(file, wait=True):
-            log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
-        yield

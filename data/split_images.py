@@ -1,4 +1,4 @@
-"""The images of one split, read from their shards and each checked; a sound one stands in for a damaged one."""
+"""The images of one split, or their codes, each checked when it is read; a sound one stands in for a damaged one."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ import numpy as np
 
 from data import records
 from data.errors import UserError
-from data.index import Index, open_shard, prepare_command
+from data.index import Index, open_shard
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a record lies: its open shard, its first pixel in there, its first image in the split."""
+    """Where a record lies: its open shard, its first byte of content in there, its first image in the split."""
 
     file: BinaryIO
     shard: str
@@ -44,10 +44,10 @@ class SplitImages:
 
     def __init__(self, index: Index, root: Path | str, split: str):
         self.images = index.images[split]
-        self.image_shape = index.image_shape
+        self.content_shape, self.content_dtype = index.content_shape, index.content_dtype
         self.damaged: dict[int, str] = {}
         self._root, self._split = Path(root), split
-        self._mend = f"write the shards again with {prepare_command(index.source, root, '--overwrite')}"
+        self._mend = index.mend(root)
         self._lock = threading.Lock()
         self._places: list[_Place] = []
         self._firsts: list[int] = []
@@ -61,7 +61,7 @@ class SplitImages:
             files.append(file)
             for record in shard.records:
                 try:
-                    offset = records.first_image(file, record, index)
+                    offset = records.first_content(file, record, index)
                     label_parts.append(records.read_labels(file, record))
                     crc32_parts.append(records.read_checksums(file, record))
                 except ValueError as error:
@@ -74,12 +74,12 @@ class SplitImages:
         self._crc32_N = np.concatenate(crc32_parts)
 
     def read(self, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images (B, H, W, C) uint8, and (B,) int64 which images of the split these are."""
-        images_BHWC = np.empty((len(index_B), *self.image_shape), np.uint8)
+        """Images (B, H, W, C) uint8 or codes (B, L, D) float16, and (B,) int64 which images of the split these are."""
+        content_BN = np.empty((len(index_B), *self.content_shape), self.content_dtype)
         source_B = np.empty(len(index_B), np.int64)
         for row, index in enumerate(index_B.tolist()):
-            source_B[row] = self._read_sound(index, images_BHWC[row])
-        return images_BHWC, source_B
+            source_B[row] = self._read_sound(index, content_BN[row])
+        return content_BN, source_B
 
     def damaged_error(self, limit: int) -> UserError:
         """For a run that accepts at most `limit` damaged images and found more."""
@@ -90,14 +90,14 @@ class SplitImages:
             f" (first: {first}): {self._mend}, or raise data.max_damaged"
         )
 
-    def _read_sound(self, index: int, image_HWC: np.ndarray) -> int:
+    def _read_sound(self, index: int, content_N: np.ndarray) -> int:
         """Read an image, or the one that stands in for it, and return the index of what was read."""
         faults = {}
         for step in range(self.images):
             sound = (index + step) % self.images
             if sound in self.damaged:
                 continue
-            fault = self._fault(sound, image_HWC)
+            fault = self._fault(sound, content_N)
             if fault is None:
                 break
             faults[sound] = fault
@@ -110,17 +110,17 @@ class SplitImages:
                     log.warning("%s; image %d stands in", self.damaged[damaged], sound)
         return sound
 
-    def _fault(self, index: int, image_HWC: np.ndarray) -> str | None:
+    def _fault(self, index: int, content_N: np.ndarray) -> str | None:
         """Read an image; why it is damaged, or None."""
         place = self._place(index)
-        pixels = memoryview(image_HWC).cast("B")
+        content = memoryview(content_N).cast("B")
         try:  # into the array at a place of its own: threads share the file, and a cut file is just a short read
-            count = os.preadv(place.file.fileno(), [pixels], place.offset + (index - place.first) * len(pixels))
+            count = os.preadv(place.file.fileno(), [content], place.offset + (index - place.first) * len(content))
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if count < len(pixels):
-            return f"cut short, {count} of {len(pixels)} bytes"
-        if zlib.crc32(self.label_N[index].tobytes(), zlib.crc32(pixels)) != self._crc32_N[index]:
+        if count < len(content):
+            return f"cut short, {count} of {len(content)} bytes"
+        if zlib.crc32(self.label_N[index].tobytes(), zlib.crc32(content)) != self._crc32_N[index]:
             return "its CRC-32 is not the one that was written"
         return None
 

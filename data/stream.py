@@ -1,5 +1,6 @@
 """The training sequence: which image comes at which place, and how it is read from its shard."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,20 +22,22 @@ _CHUNK = 1024  # images that are read at once into memory
 
 
 class Stream:
-    """An endless sequence of the images of one split, as tokens.
+    """An endless sequence of the images of one split, as tokens: patches of pixels, or PatchAE codes of them.
 
     Position n of the sequence is in epoch n // images; each epoch holds every image once, in an order that is
     a function of (seed, epoch) alone, or in file order when the seed is None. The stream has no state: a run
     that counts the images it has seen resumes anywhere, on any number of ranks and threads.
 
-    A split of at most `memory_bytes` of uint8 pixels is read once and stays on `device`; a larger one is read
-    at random. Both give the same batches. Every image is checked when it is read: for a damaged one the next sound
+    A split of at most `memory_bytes` is read once and stays, as it is stored, on `device`; a larger one is read at
+    random. Both give the same batches. Every image is checked when it is read: for a damaged one the next sound
     one stands in, with its label.
 
     Raises UserError when the shards do not fit the index, no image is sound, or the images do not divide into
     patches.
 
-    images: images of an epoch. patches: L. patch_dim: D = 3 * patch_size^2 (grey is repeated three times).
+    transform: of float32 (B, L, D), on the device: what is done to tokens last.
+
+    images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Stream:
         seed: int | None,
         device: torch.device | str = "cpu",
         memory_bytes: int = 2**31,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ):
         if split not in index.splits:
             raise UserError(f"{root} has no split {split!r}, only {', '.join(index.splits)}")
@@ -55,18 +59,21 @@ class Stream:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
         self.images = index.images[split]
         self.patches = (height // patch_size) ** 2
-        self.patch_dim = 3 * patch_size**2
         self.device = torch.device(device)
-        self._patch_size = patch_size
+        self._patch_size, self._transform, self._holds_codes = patch_size, transform, bool(index.codes)
+        if index.codes and index.codes.patches != self.patches:
+            raise UserError(
+                f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
+            )
         self._seed = seed
         self._orders: dict[int, Tensor] = {}  # of the last two epochs: a batch may cross the seam
         self._lock = threading.Lock()
 
         self._source = SplitImages(index, root, split)
         self._label_N = torch.from_numpy(self._source.label_N)
-        self._pixels_NLD: Tensor | None = None  # uint8; grey is stored once
-        if self.images * index.image_bytes <= memory_bytes:
-            self._load()
+        self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
+        if self.images * index.content_bytes <= memory_bytes:
+            self._load(index)
 
     @property
     def damaged(self) -> dict[int, str]:
@@ -93,15 +100,19 @@ class Stream:
     def read(self, position_B: Tensor) -> Batch:
         """The images at these positions ((B,) int64, best on the CPU), on the stream's device."""
         index_B = self.order(position_B)
-        if self._pixels_NLD is None:
-            pixels_BLD, label_B = self._read(index_B)
-            pixels_BLD, label_B = to_device(pixels_BLD, self.device), to_device(label_B, self.device)
+        if self._content_NLD is None:
+            content_BLD, label_B = self._read(index_B)
+            content_BLD, label_B = to_device(content_BLD, self.device), to_device(label_B, self.device)
         else:
             index_B = to_device(index_B, self.device)
-            pixels_BLD, label_B = self._pixels_NLD.index_select(0, index_B), self._label_N[index_B]
-        x_BLD = pixels_BLD.float() / 255
-        if self._channels == 1:
-            x_BLD = torch.stack([x_BLD] * 3, dim=-1).flatten(2)
+            content_BLD, label_B = self._content_NLD.index_select(0, index_B), self._label_N[index_B]
+        x_BLD = content_BLD.float()
+        if not self._holds_codes:
+            x_BLD = x_BLD / 255
+            if self._channels == 1:
+                x_BLD = torch.stack([x_BLD] * 3, dim=-1).flatten(2)
+        if self._transform:
+            x_BLD = self._transform(x_BLD)
         return Batch(x_BLD, to_device(position_B, self.device), label_B)
 
     def _order_of(self, epoch: int) -> Tensor:
@@ -114,17 +125,22 @@ class Stream:
             return self._orders[epoch]
 
     def _read(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, L, D) uint8 and labels (B,) int64 from the shards."""
-        images_BHWC, source_B = self._source.read(index_B.numpy())
-        return patchify(torch.from_numpy(images_BHWC), self._patch_size), self._label_N[source_B]
+        """Tokens (B, L, D) as they are stored, uint8 or float16, and labels (B,) int64, from the shards."""
+        content_BN, source_B = self._source.read(index_B.numpy())
+        content_BN = torch.from_numpy(content_BN)
+        tokens_BLD = content_BN if self._holds_codes else patchify(content_BN, self._patch_size)
+        return tokens_BLD, self._label_N[source_B]
 
-    def _load(self) -> None:
+    def _load(self, index: Index) -> None:
         """Read the whole split to the device; the shards are needed no more."""
-        shape = (self.images, self.patches, self._patch_size**2 * self._channels)
-        pixels_NLD, label_N = torch.empty(shape, dtype=torch.uint8), torch.empty(self.images, dtype=torch.int64)
+        values = math.prod(index.content_shape) // self.patches
+        content_NLD = torch.empty(
+            (self.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
+        )
+        label_N = torch.empty(self.images, dtype=torch.int64)
         for index_B in torch.arange(self.images).split(_CHUNK):
-            pixels_NLD[index_B[0] : index_B[-1] + 1], label_N[index_B] = self._read(index_B)
-        self._pixels_NLD, self._label_N = pixels_NLD.to(self.device), label_N.to(self.device)
+            content_NLD[index_B[0] : index_B[-1] + 1], label_N[index_B] = self._read(index_B)
+        self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)
         self._source.close()
 
 

@@ -49,14 +49,16 @@ def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
         yield from _member_faults(path, file, shard)
         for record in shard.records:
             try:
-                images_BHWC, label_B = records.read_images(file, record, index), records.read_labels(file, record)
+                content_BN, label_B = records.read_content(file, record, index), records.read_labels(file, record)
                 crc32_B = records.read_checksums(file, record)
             except ValueError as error:
                 yield f"{path}: record {record.key}: {error}"
             else:
-                damaged = np.flatnonzero(records.checksums(images_BHWC, label_B) != crc32_B).tolist()
+                damaged = np.flatnonzero(records.checksums(content_BN, label_B) != crc32_B).tolist()
                 if damaged:
                     yield f"{path}: record {record.key}: damaged images: {len(damaged)}, first at place {damaged[0]}"
+                if index.codes and not np.isfinite(content_BN).all():
+                    yield f"{path}: record {record.key}: codes are not all finite"
                 if not 0 <= label_B.min() <= label_B.max() < index.classes:
                     yield f"{path}: record {record.key}: labels are not all in 0 .. {index.classes - 1}"
 

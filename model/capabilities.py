@@ -11,6 +11,7 @@ from data import randomness
 from data.errors import UserError
 from data.patches import patchify, unpatchify
 from model.biglearn import BigLearnModel
+from model.codec import PatchCodec
 from model.export import CONFIG, WEIGHTS, Description, read_export, write_export
 from model.likelihood import importance_weighted_bound
 from model.objective import elbo_terms
@@ -41,10 +42,21 @@ class BigLearnVAE:
     images give the same results in batches of any size. At most `batch_size` images are computed at once.
 
     The joint VAE has no p(z | x_S) for a part of an image: it refuses, and offers `pseudo_gibbs`.
+
+    A model of PatchAE codes has a `codec`: images go in and come out as with every other, through the PatchAE. Its
+    bounds are of the standardised codes, not of pixels.
     """
 
-    def __init__(self, model: BigLearnModel, description: Description, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        model: BigLearnModel,
+        description: Description,
+        device: str | torch.device = "cpu",
+        codec: PatchCodec | None = None,
+    ):
+        assert bool(codec) == bool(description.data.code_dim), "tokens are codes if and only if there is a codec"
         self.model, self.description = model.to(device), description
+        self.codec = codec.to(device) if codec else None
         self.device, self.batch_size = torch.device(device), 256
         self.progress: Callable[[Sequence], Iterable] = iter  # what shows the portions of a long computation
 
@@ -54,18 +66,18 @@ class BigLearnVAE:
         path = Path(path)
         try:
             if (path / WEIGHTS).exists() or (path / CONFIG).exists():
-                description, weights = read_export(path)
+                description, weights, codec = read_export(path)
             else:
                 from trainer.trained import read_trained  # an export needs none of the training code
 
-                description, weights = read_trained(path)
+                description, weights, codec = read_trained(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): give a run or an export") from None
-        return cls(description.build(weights), description, device)
+        return cls(description.build(weights), description, device, codec)
 
     def export(self, folder: str | Path) -> None:
         """Write weights and configuration, for `load` on a machine without the training code."""
-        write_export(Path(folder), self.description, dict(self.model.named_parameters()))
+        write_export(Path(folder), self.description, dict(self.model.named_parameters()), self.codec)
 
     # What is known
 
@@ -156,11 +168,11 @@ class BigLearnVAE:
         """
         _require(draws=draws, steps=steps)
         _require(0, burn_in=burn_in)
-        given, data = self.observe(images), self.description.data
+        given = self.observe(images)
         start_HWC = self.generate(64, seed=seed).mean(0) if start_HWC is None else start_HWC
         if tuple(start_HWC.shape) != given.images_BHWC.shape[1:]:
             raise UserError(f"start_HWC is {tuple(start_HWC.shape)}, not {tuple(given.images_BHWC.shape[1:])}")
-        start_LD = patchify(start_HWC[None].float(), data.patch_size)[0].to(self.device)
+        start_LD = self._tokens(self.observe(start_HWC[None].clamp(0, 1)).to(self.device))[0]
 
         def chain(part: Observation, index_B: Tensor) -> tuple[Tensor, ...]:
             states = pseudo_gibbs(
@@ -329,10 +341,12 @@ class BigLearnVAE:
         return torch.arange(first_index, first_index + count)
 
     def _tokens(self, given: Observation) -> Tensor:
-        return patchify(given.images_BHWC, self.description.data.patch_size)
+        pixels_BLD = patchify(given.images_BHWC, self.description.data.patch_size)
+        return self.codec.encode(pixels_BLD) if self.codec else pixels_BLD
 
     def _images(self, x_BLD: Tensor) -> Tensor:
-        return unpatchify(x_BLD, self.description.data.patch_size)
+        pixels_BLD = self.codec.decode(x_BLD) if self.codec else x_BLD
+        return unpatchify(pixels_BLD, self.description.data.patch_size)
 
     def _encode(self, given: Observation) -> tuple[Tensor, Tensor]:
         mu_BZ, logvar_BZ = self.model.encode(self._tokens(given), given.observed_BL)

@@ -1,4 +1,4 @@
-"""A trained model in two files that need no training code: config.json and model.safetensors.
+"""A trained model in files that need no training code: config.json, model.safetensors and, of codes, codec.safetensors.
 
 Nothing in them is ever unpickled or executed; what does not fit is refused in one line.
 """
@@ -18,9 +18,11 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.files import write_aside
 from model.biglearn import BigLearnModel, Method, ModelConfig
+from model.codec import CODEC, PatchCodec, read_codec
 from model.objective import ObjectiveConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CHECKSUM_OF = {WEIGHTS: "weights_sha256", CODEC: "codec_sha256"}
 _CONFIG_BYTES = 2**20
 _MAX_PATCHES = 2**16  # which the weights do not tell
 
@@ -53,27 +55,33 @@ class Description(BaseModel, extra="forbid", frozen=True):
         return model.requires_grad_(False).eval()
 
 
-def write_export(folder: Path, description: Description, weights: dict[str, Tensor]) -> None:
-    """Write both files; the configuration, which has the checksum of the weights, comes last."""
+def write_export(folder: Path, description: Description, weights: dict[str, Tensor], codec: PatchCodec | None) -> None:
+    """Write the files; the configuration, which has the checksums of the others, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = save({name: value.contiguous() for name, value in weights.items()})
-    write_aside(folder / WEIGHTS, content)
-    values = description.model_dump(mode="json") | {"weights_sha256": hashlib.sha256(content).hexdigest()}
+    values = description.model_dump(mode="json")
+    contents = {WEIGHTS: save({name: value.cpu().contiguous() for name, value in weights.items()})}
+    if codec:
+        contents[CODEC] = codec.to_bytes()
+    for name, content in contents.items():
+        write_aside(folder / name, content)
+        values[_CHECKSUM_OF[name]] = hashlib.sha256(content).hexdigest()
     write_aside(folder / CONFIG, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def read_export(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+def read_export(folder: Path) -> tuple[Description, dict[str, Tensor], PatchCodec | None]:
     """What `write_export` wrote. UserError for anything else."""
     try:
         if (folder / CONFIG).stat().st_size > _CONFIG_BYTES:
             raise UserError(f"{folder / CONFIG} is larger than any of ours")
         values = json.loads((folder / CONFIG).read_bytes())
-        checksum = values.pop("weights_sha256")
+        checksums = {name: values.pop(key) for name, key in _CHECKSUM_OF.items() if key in values}
         description = Description.model_validate(values)
-        with (folder / WEIGHTS).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
-                raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs): export the model again")
-        return description, load_file(folder / WEIGHTS)
+        for name in (WEIGHTS, CODEC) if description.data.code_dim else (WEIGHTS,):
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != checksums[name]:
+                    raise UserError(f"{folder / name} is damaged (its SHA-256 differs): export the model again")
+        codec = read_codec(folder / CODEC) if description.data.code_dim else None
+        return description, load_file(folder / WEIGHTS), codec
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,6 +1,19 @@
 """PatchAE, stage 1 of the two-stage training (paper Appendix B): a residual convolutional auto-encoder of one patch."""
 
+from collections.abc import Callable
+
+import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
+
+# Patches that are computed at once without gradients: a CPU's caches hold what 256 of them need.
+_PORTION = {"cpu": 256, "cuda": 16_384}
+
+
+class PatchAEConfig(BaseModel, extra="forbid", frozen=True):
+    """How stage 1 uses an image: a patch costs about 0.2 GFLOP to train, so a step need not take all of them."""
+
+    patches_per_image: int = Field(16, gt=0)  # drawn anew each time an image comes; at most those that it has
 
 
 def _norm_act(channels: int) -> tuple[nn.Module, nn.Module]:
@@ -58,9 +71,22 @@ class PatchAutoencoder(nn.Module):
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """Codes (N, 512) of flattened patches (N, 768), pixels in [0, 1], in row, column, channel order."""
-        x_NHWC = x_ND.to(self.encoder[0].weight.dtype).unflatten(1, (self.patch_size, self.patch_size, 3))
-        return self.encoder(x_NHWC.permute(0, 3, 1, 2))
+        return _in_portions(self._encode, x_ND)
 
     def decode(self, code_NC: Tensor) -> Tensor:
         """Flattened patches (N, 768) of codes (N, 512)."""
+        return _in_portions(self._decode, code_NC)
+
+    def _encode(self, x_ND: Tensor) -> Tensor:
+        x_NHWC = x_ND.to(self.encoder[0].weight.dtype).unflatten(1, (self.patch_size, self.patch_size, 3))
+        return self.encoder(x_NHWC.permute(0, 3, 1, 2))
+
+    def _decode(self, code_NC: Tensor) -> Tensor:
         return self.decoder(code_NC).permute(0, 2, 3, 1).flatten(1)
+
+
+def _in_portions(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """All rows at once for training; without gradients a portion after the other, which bounds the memory."""
+    if torch.is_grad_enabled():
+        return compute(rows)
+    return torch.cat([compute(portion) for portion in rows.split(_PORTION[rows.device.type])])

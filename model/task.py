@@ -10,7 +10,7 @@ from model.fused import fused_elbo_terms
 from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order
 from model.objective import ObjectiveConfig, elbo_terms
 from model.packed import Attend, attend_by_rectangles
-from model.patch_autoencoder import PatchAutoencoder
+from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
 
@@ -108,28 +108,35 @@ class PatchAETask(nn.Module):
 
     groups, plans = 1, (Plan(((0, 1),)),)  # no masks
 
-    def __init__(self, model: PatchAutoencoder):
+    def __init__(self, model: PatchAutoencoder, config: PatchAEConfig, seed: int):
         super().__init__()
-        self.model = model
+        self.model, self.config, self.seed = model, config, seed
 
     def score(self, values: dict[str, float]) -> float:
-        """Minus the squared error."""
-        return -values["mse"]
+        """PSNR, dB."""
+        return values["psnr"]
 
     def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
-        """mse of each image, (B,)."""
-        return {"mse": self._error_B(batch)}
+        """mse of each image over the patches that were drawn for it, (B,)."""
+        patches, chosen = batch.x_BLD.shape[1], self.config.patches_per_image
+        x_BLD = batch.x_BLD
+        if chosen < patches:
+            place_BK = place_order(batch.index_B, patches, self.seed)[:, :chosen]
+            x_BLD = x_BLD.gather(1, place_BK[..., None].expand(-1, -1, x_BLD.shape[-1]))
+        return {"mse": (self._reconstruct(x_BLD) - x_BLD).square().mean((1, 2))}
 
     def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self._error_B(batch).mean()
+        loss = self.sample_terms(batch, plan)["mse"].mean()
         return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-image mean squared error a pixel, (B,)."""
-        return {"mse": self._error_B(batch)}
+        """Of each whole image, (B,): the mean squared error a pixel, and the PSNR in dB of its clamped pixels."""
+        found_BLD = self._reconstruct(batch.x_BLD)
+        mse_B = (found_BLD - batch.x_BLD).square().mean((1, 2))
+        clamped_mse_B = (found_BLD.clamp(0, 1) - batch.x_BLD).square().mean((1, 2))
+        return {"mse": mse_B, "psnr": -10 * clamped_mse_B.log10()}
 
-    def _error_B(self, batch: Batch) -> Tensor:
-        x_ND = batch.x_BLD.flatten(0, 1)
-        error_ND = (self.model.decode(self.model.encode(x_ND)) - x_ND).float().square()
-        return error_ND.view(len(batch.x_BLD), -1).mean(1)
+    def _reconstruct(self, x_BLD: Tensor) -> Tensor:
+        x_ND = x_BLD.flatten(0, 1)
+        return self.model.decode(self.model.encode(x_ND)).float().view_as(x_BLD)

@@ -1,8 +1,10 @@
 """From a configuration to the parts of a run."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,9 +12,10 @@ from torch import nn
 from data.batch import Batch
 from data.config import DataConfig
 from data.errors import UserError
-from data.index import Index, load_index, prepare_command
+from data.index import Index, encode_command, load_index, prepare_command
 from data.stream import Stream, prefetch
 from model.biglearn import BigLearnModel
+from model.codec import CODEC, PatchCodec, read_codec, weights_sha256
 from model.masks import Plan, local_positions
 from model.packed import attend_by_rectangles, attend_in_one_launch
 from model.patch_autoencoder import PatchAutoencoder
@@ -20,6 +23,8 @@ from model.task import BigLearnTask, PatchAETask
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.optimizer import ema_decay, learning_rate
+from trainer.run_directory import RunDirectory
+from trainer.trained import read_patch_autoencoder
 from trainer.world import World
 
 
@@ -27,7 +32,7 @@ def build_task(config: Config) -> nn.Module:
     """The model with its objective, initialised from the seed."""
     torch.manual_seed(config.seed)
     if config.method == "patch_ae":
-        return PatchAETask(PatchAutoencoder())
+        return PatchAETask(PatchAutoencoder(), config.patch_ae, config.seed)
     model = BigLearnModel(config.model, config.method, config.data.token_dim, config.data.patches)
     attend = attend_in_one_launch if config.engine.attention == "triton" else attend_by_rectangles
     return BigLearnTask(model, config.objective, config.seed, attend)
@@ -58,13 +63,17 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a step needs. `copy` is the task once more, outside the engine, for weights that are looked at."""
+    """What a step needs. `copy` is the task once more, outside the engine, for weights that are looked at.
+
+    codec: of a model of codes, else None.
+    """
 
     index: Index
     train_stream: Stream
     test_stream: Stream
     engine: Engine
     copy: nn.Module
+    codec: PatchCodec | None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -79,11 +88,15 @@ def build_parts(config: Config, world: World) -> Parts:
             raise UserError("engine.attention=triton needs a GPU: set engine.attention=sdpa")
         task, copy = build_task(config), build_task(config).requires_grad_(False)
         config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
-        index = open_index(config.data)
-        train_stream, test_stream = open_streams(config, index, world.device)
+        codec = open_codec(config.data)
+        index = open_index(config.data, codec)
+        train_stream, test_stream = (
+            open_stream(config.data, index, split, seed, world.device, codec)
+            for split, seed in (("train", config.seed), ("test", None))  # the test images come in file order
+        )
         refuse_damage(config.data, train_stream, test_stream)
-    world.require_same(**config.flat(), data_checksum=index.checksum)
-    return Parts(index, train_stream, test_stream, build_engine(config, task, world), copy.to(world.device))
+    world.require_same(**config.flat(), data_checksum=index.checksum, patch_autoencoder=codec.sha256 if codec else None)
+    return Parts(index, train_stream, test_stream, build_engine(config, task, world), copy.to(world.device), codec)
 
 
 def refuse_damage(data: DataConfig, *streams: Stream) -> None:
@@ -93,35 +106,80 @@ def refuse_damage(data: DataConfig, *streams: Stream) -> None:
             raise stream.damaged_error(data.max_damaged)
 
 
-def open_index(data: DataConfig) -> Index:
-    """The index of the shards, which must hold what the configuration says."""
-    index = load_index(data.shards, data.source)
+def open_codec(data: DataConfig) -> PatchCodec | None:
+    """What makes codes of pixels, as it lies beside the latent shards; None where the tokens are pixels.
+
+    UserError when it is absent or damaged, or of another PatchAE than the run of stage 1 now has.
+    """
+    if not data.code_dim:
+        return None
+    path, command = Path(data.latents) / CODEC, _encode_command(data)
+    try:
+        codec = read_codec(path)
+    except OSError as error:
+        one = "or all that comes before training with `python launch/pipeline.py`"
+        raise UserError(f"{path} cannot be read ({error.strerror}): make the codes with {command()}, {one}") from None
+    except UserError as error:
+        raise UserError(f"{error}: make the codes again with {command('--overwrite')}") from None
+    stage_1 = Path(data.patch_autoencoder) if data.patch_autoencoder else None
+    is_there = stage_1 and RunDirectory(stage_1).config.exists()  # latents may have been copied without it
+    if is_there and weights_sha256(read_patch_autoencoder(stage_1)) != codec.sha256:
+        raise UserError(
+            f"{data.latents} has the codes of another PatchAE than {stage_1} (trained on since?): make them again"
+            f" with {command('--overwrite')}, or take them as they are with data.patch_autoencoder=null"
+        )
+    return codec
+
+
+def _encode_command(data: DataConfig) -> Callable[..., str]:
+    stage_1 = data.patch_autoencoder or "RUN"
+    return partial(encode_command, data.latents, images=data.shards, patch_autoencoder=stage_1)
+
+
+def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
+    """The index of the shards to read, which must hold what the configuration says.
+
+    codec: what the codes must be of, in latent shards, unless they are made on the fly; None: the images are read.
+    """
+    if codec and data.encode == "ahead":
+        command = _encode_command(data)
+        root, index = data.latents, load_index(data.latents, data.source, command)
+        if not index.codes or index.codes.patch_autoencoder_sha256 != codec.sha256:
+            raise UserError(
+                f"{root} has shards of another PatchAE than its {CODEC}: write them again with {command('--overwrite')}"
+            )
+    else:
+        root, index = data.shards, load_index(data.shards, data.source)
+        if index.codes:
+            raise UserError(f"{root} holds codes, not images: name it as data.latents, and give data.shards the images")
     if index.image_shape[0] != data.image_size:
         size, here = data.image_size, index.image_shape[0]
         mend = prepare_command(data.source, f"{data.shards}_{size}", f"--image-size {size}")
-        raise UserError(
-            f"{data.shards} holds images of {here} pixels, data.image_size is {size}: write others with {mend}"
-        )
-    if data.code_dim:
-        raise UserError(f"{data.shards} holds pixels, data.code_dim asks for codes: set data.code_dim=null")
+        raise UserError(f"{root} holds images of {here} pixels, data.image_size is {size}: write others with {mend}")
     return index
 
 
-def open_streams(config: Config, index: Index, device: torch.device) -> tuple[Stream, Stream]:
-    """The training sequence, and the test images in file order."""
-    train, test = (
-        Stream(
-            index,
-            config.data.shards,
-            split,
-            patch_size=config.data.patch_size,
-            seed=seed,
-            device=device,
-            memory_bytes=config.data.memory_bytes,
-        )
-        for split, seed in (("train", config.seed), ("test", None))
+def open_stream(
+    data: DataConfig,
+    index: Index,
+    split: str,
+    seed: int | None,
+    device: torch.device | str = "cpu",
+    codec: PatchCodec | None = None,
+) -> Stream:
+    """One split of an opened index: pixels or, with a codec, standardised codes."""
+    codec = codec.to(device) if codec else None
+    encode = (codec.standardise if index.codes else codec.encode) if codec else None
+    return Stream(
+        index,
+        data.latents if index.codes else data.shards,
+        split,
+        patch_size=data.patch_size,
+        seed=seed,
+        device=device,
+        memory_bytes=data.memory_bytes,
+        transform=encode,
     )
-    return train, test
 
 
 def step_inputs(config: Config, plans: tuple[Plan, ...], images: int, step: int) -> tuple[Plan, float, float]:

@@ -12,6 +12,7 @@ from data.errors import UserError
 from model.biglearn import ModelConfig
 from model.objective import ObjectiveConfig
 from model.packed import TRITON_HEAD_WIDTHS
+from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 from trainer.checkpoint import CheckpointConfig
 from trainer.engine import EngineConfig
 from trainer.evaluation import EvaluateConfig
@@ -36,9 +37,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
     method: Literal["vae", "biglearn_t", "biglearn_u", "patch_ae"] = "biglearn_u"
     seed: int = Field(0, ge=0, lt=2**63)
     run_dir: str
+    stage_1: str | None = None  # the configuration of its PatchAE, a file relative to this one
     data: DataConfig
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    patch_ae: PatchAEConfig = PatchAEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
@@ -51,6 +54,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
     def _sound(self):
         if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
             raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
+        coded = (PatchAutoencoder.patch_size, PatchAutoencoder.code_dim)
+        if self.data.code_dim and (self.data.patch_size, self.data.code_dim) != coded:
+            raise ValueError(
+                f"codes are {coded[1]} values of patches of {coded[0]}: set data.code_dim and patch_size so"
+            )
         head_width = self.model.embed_dim // self.model.num_heads
         if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:
             widths = ", ".join(map(str, TRITON_HEAD_WIDTHS))
@@ -103,6 +111,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         if not equals or not dotted:
             raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
         _set(values, dotted.split("."), _parse(text, f"override {dotted}"), override)
+    stage_1, data = values.get("stage_1"), values.get("data")
+    if isinstance(stage_1, str) and isinstance(data, dict) and "patch_autoencoder" not in data:
+        data["patch_autoencoder"] = load_config(stage_1).run_dir
     values.setdefault(
         "run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}"
     )
@@ -140,6 +151,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections; see configs/ for examples")
+    if isinstance(values.get("stage_1"), str):
+        values["stage_1"] = str((path.parent / values["stage_1"]).resolve())
     parent = values.pop("extends", None)
     if parent is None:
         return values

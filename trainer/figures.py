@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from data import randomness
 from data.errors import UserError
-from data.index import read_index
+from data.index import prepare_command, read_index
 from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind, place_masks
 from model.observation import Observation
@@ -254,7 +255,8 @@ def training_curves(runs: list[Path]) -> Curves:
         lines = RunDirectory(run).lines()
         if not lines:
             raise UserError(f"{run / 'metrics.jsonl'} has no step: give a run that has trained")
-        epochs = epochs_of(lines, read_index(config.data.shards, config.data.source).images["train"])
+        command = partial(prepare_command, config.data.source, config.data.shards)
+        epochs = epochs_of(lines, read_index(config.data.shards, command).images["train"])
         label = f"{config.method} ({run.resolve().name})"
         loss_axes.plot(epochs.end, epochs.loss, label=label)
         time_axes.plot(epochs.end, [seconds / 60 for seconds in epochs.seconds], label=label)

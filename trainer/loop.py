@@ -45,14 +45,14 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             run.acquire(resume)
 
     # Where it goes on: the order of a resume is numbered in trainer/resume.py.
-    shared = identity(config, parts.index)
+    shared = identity(config, parts)
     state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
     images, step = state.images, state.step
     bar = ProgressBar(images, config.total_images, shown=world.is_main)
     sinks, evaluations = [], []
     with world.agreed():
         if world.is_main:
-            run.create(config, images)
+            run.create(config, images, parts.codec)
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]
     world.require_same(run_id=run.read_id())  # all see the one folder

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from data.errors import UserError
-from data.index import Index
 from trainer.build import Parts
 from trainer.checkpoint import Checkpoint, State, newest_whole
 from trainer.checkpoint_writer import KINDS
@@ -26,11 +25,12 @@ from trainer.config import Config
 log = logging.getLogger(__name__)
 
 
-def identity(config: Config, index: Index) -> dict:
+def identity(config: Config, parts: Parts) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
     flat = config.flat()
     shared = {key: value for key, value in flat.items() if key.startswith(("method", "seed", "model.", "objective."))}
-    return {**shared, "data.patch_size": config.data.patch_size, "data_checksum": index.checksum}
+    of_codec = {"patch_autoencoder": parts.codec.sha256} if parts.codec else {}
+    return {**shared, **of_codec, "data.patch_size": config.data.patch_size, "data_checksum": parts.index.checksum}
 
 
 def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None = None) -> State | None:

@@ -1,6 +1,7 @@
 """The folder of one run: what it was asked, what it measured, what it learned.
 
 config.yaml  run.json  lock  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
+and, where the model learns codes, codec.safetensors
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from data.errors import UserError
 from data.files import lock, write_aside
+from model.codec import CODEC, PatchCodec
 from trainer.checkpoint import list_checkpoints, remove_leftovers
 from trainer.config import Config, dump_config
 from trainer.metrics import read_lines
@@ -26,6 +28,7 @@ class RunDirectory:
         self.path = Path(path)
         self.metrics, self.evaluations = self.path / "metrics.jsonl", self.path / "evaluations.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.codec = self.path / CODEC
         self.samples, self.reports = self.path / "samples", self.path / "reports"
 
     def refuse_present(self) -> None:
@@ -59,8 +62,8 @@ class RunDirectory:
         self._lock.flush()
         remove_leftovers(self.checkpoints)
 
-    def create(self, config: Config, images: int) -> None:
-        """Make the folders, store the resolved configuration and, once, the run's id. Call on one rank.
+    def create(self, config: Config, images: int, codec: PatchCodec | None) -> None:
+        """Make the folders, store the resolved configuration, the codec and, once, the run's id. Call on one rank.
 
         images: where the run goes on; a configuration that differed until there stays beside the new one.
         """
@@ -71,6 +74,8 @@ class RunDirectory:
             write_aside(self._identity, json.dumps({"id": uuid.uuid4().hex}).encode())
         elif self.config.exists() and (before := self.config.read_bytes()) != content:
             write_aside(self.path / f"config-until-{images:012d}.yaml", before)
+        if codec:
+            write_aside(self.codec, codec.to_bytes())
         write_aside(self.config, content)
 
     @property

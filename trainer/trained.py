@@ -6,16 +6,42 @@ from pathlib import Path
 from torch import Tensor
 
 from data.errors import UserError
+from model.codec import PatchCodec, read_codec
 from model.export import Description
-from trainer.checkpoint import load_checkpoint, newest_whole
+from model.patch_autoencoder import PatchAutoencoder
+from trainer.checkpoint import Checkpoint, load_checkpoint, newest_whole
 from trainer.config import Config, load_config
 from trainer.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
 
-def read_trained(path: Path) -> tuple[Description, dict[str, Tensor]]:
+def read_trained(path: Path) -> tuple[Description, dict[str, Tensor], PatchCodec | None]:
     """The averaged weights of a checkpoint, or of the newest whole one of a run; UserError when there is none."""
+    run, config, checkpoint = _read(path)
+    if config.method == "patch_ae":
+        raise UserError(f"{path} is a patch auto-encoder, which has no latent code of an image: give a run of stage 2")
+    if config.data.code_dim and not run.codec.exists():
+        raise UserError(
+            f"{run.codec} is absent, without which codes are no images: copy it from where the run was made"
+        )
+    codec = read_codec(run.codec) if config.data.code_dim else None
+    return describe(config, checkpoint.state.images), _model_weights(checkpoint), codec
+
+
+def read_patch_autoencoder(path: Path) -> PatchAutoencoder:
+    """The averaged weights of a run of stage 1, as `read_trained`."""
+    _, config, checkpoint = _read(path)
+    if config.method != "patch_ae":
+        raise UserError(
+            f"{path} is a {config.method}, no patch auto-encoder: give a run of configs/celeba_patchae.yaml"
+        )
+    autoencoder = PatchAutoencoder()
+    autoencoder.load_state_dict(_model_weights(checkpoint))
+    return autoencoder.requires_grad_(False).eval()
+
+
+def _read(path: Path) -> tuple[RunDirectory, Config, Checkpoint]:
     is_checkpoint = (path / "manifest.json").exists()
     run = RunDirectory(path.resolve().parent.parent if is_checkpoint else path)
     if is_checkpoint and not run.config.exists():
@@ -23,18 +49,18 @@ def read_trained(path: Path) -> tuple[Description, dict[str, Tensor]]:
     if not run.config.exists():
         raise UserError(f"{path} holds no run, no checkpoint and no export: give the run_dir of a training")
     config = load_config(run.config)
-    if config.method == "patch_ae":
-        raise UserError(f"{path} is a patch auto-encoder, which has no latent code of an image: give a run of stage 2")
     if is_checkpoint:
-        checkpoint = load_checkpoint(path)
-    else:
-        _, checkpoint, faults = newest_whole(run.checkpoints)
-        for fault in faults:
-            log.warning("%s; an earlier checkpoint is used", fault)
-        if checkpoint is None:
-            raise UserError(f"{path} has no checkpoint yet: wait for the first one, or train longer")
-    weights = {name.removeprefix("model."): value for name, value in checkpoint.tensors["ema"].items()}
-    return describe(config, checkpoint.state.images), weights
+        return run, config, load_checkpoint(path)
+    _, checkpoint, faults = newest_whole(run.checkpoints)
+    for fault in faults:
+        log.warning("%s; an earlier checkpoint is used", fault)
+    if checkpoint is None:
+        raise UserError(f"{path} has no checkpoint yet: wait for the first one, or train longer")
+    return run, config, checkpoint
+
+
+def _model_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): value for name, value in checkpoint.tensors["ema"].items()}
 
 
 def describe(config: Config, images: int) -> Description:

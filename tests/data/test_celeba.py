@@ -91,7 +91,7 @@ def test_the_shards_have_128_pixels_unless_asked_otherwise(celeba, tmp_path):
     assert index.classes == 2**BITS
     assert index.images == {"train": 8, "val": 2, "test": 2}
     assert index.replaced == []
-    assert prepare("celeba", tmp_path / "small", source_dir=celeba, image_size=16, progress=False).image_bytes == 768
+    assert prepare("celeba", tmp_path / "small", source_dir=celeba, image_size=16, progress=False).content_bytes == 768
 
 
 def test_the_checksum_tells_images_and_labels_apart(celeba):

@@ -69,7 +69,7 @@ def test_a_batch_holds_the_images_of_the_source(digits):
     batch = stream.read(position_B)
     index_B = stream.order(position_B)
     assert batch.x_BLD.dtype == torch.float32
-    assert batch.x_BLD.shape == (64, stream.patches, stream.patch_dim) == (64, 64, 48)
+    assert batch.x_BLD.shape == (64, stream.patches, 48) == (64, 64, 48)
     assert 0 <= batch.x_BLD.min() < batch.x_BLD.max() <= 1
     assert torch.equal(batch.index_B, position_B)
     assert batch.label_B.tolist() == train.labels_N[index_B].tolist()
@@ -100,7 +100,7 @@ def test_digits_are_all_of_scikit_learn():
 
 def test_reading_from_memory_and_from_the_shards_agree(digits):
     memory, shards = make(digits), make(digits, memory_bytes=0)
-    assert shards._pixels_NLD is None
+    assert shards._content_NLD is None
     for start in (0, 700, 1400):
         position_B = torch.arange(start, start + 130)
         assert_same(memory.read(position_B), shards.read(position_B))

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from tests.trainer.test_cuda_graphs import copy_of_state, cycles, micro_batches
 from tests.trainer.test_engine import batch, build
-from trainer.build import build_task, open_index, open_streams
+from trainer.build import build_task, open_index, open_stream
 from trainer.checkpoint_writer import KINDS
 from trainer.metrics import Metrics, MetricsConfig
 
@@ -75,7 +75,9 @@ def test_the_command_trains_on_the_gpu(root, tiny, tmp_path, digits_shards, engi
 def test_the_stream_reads_the_same(tiny, memory_bytes):
     config = tiny(f"data.memory_bytes={memory_bytes}")
     index, positions_B = open_index(config.data), torch.arange(1430, 1446)  # across the end of an epoch
-    cpu, cuda = (open_streams(config, index, torch.device(device))[0].read(positions_B) for device in ("cpu", "cuda"))
+    cpu, cuda = (
+        open_stream(config.data, index, "train", config.seed, device).read(positions_B) for device in ("cpu", "cuda")
+    )
     for name in ("x_BLD", "index_B", "label_B"):
         assert getattr(cuda, name).is_cuda
         torch.testing.assert_close(getattr(cuda, name).cpu(), getattr(cpu, name))
@@ -87,7 +89,7 @@ def test_the_host_never_waits_for_a_step(tiny, cuda_world, cuda_graphs, memory_b
     """Reading, the step and the record of its terms, some steps late."""
     config = tiny(f"engine.cuda_graphs={cuda_graphs}", f"data.memory_bytes={memory_bytes}")
     task, engine = build(config, cuda_world)
-    stream, _ = open_streams(config, open_index(config.data), cuda_world.device)
+    stream = open_stream(config.data, open_index(config.data), "train", config.seed, cuda_world.device)
     lines = []
     metrics = Metrics(MetricsConfig(steps_late=2), 0, [lines.append])
 

@@ -1,0 +1,265 @@
+"""From shards of images to shards of their PatchAE codes, spread over processes: what lies between the two stages."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.errors import UserError
+from data.files import write_aside
+from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Shard, load_index, read_index, refuse_url
+from data.shard_files import Portion, locked, read_sidecar, refuse_other, remove_others, write_shard, write_sidecar
+from data.stream import Stream
+from model.codec import CODEC, PatchCodec, codes_of, read_codec, weights_sha256
+from model.patch_autoencoder import PatchAutoencoder
+from trainer.world import World
+
+# 67 MB of codes a shard: the work that an interruption costs, and that processes share.
+_RECORD_IMAGES, _SHARD_RECORDS = 256, 4
+_MAX_DAMAGED = 100  # images of a split that sound ones may stand in for
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One latent shard: the images first .. first + count - 1 of a split."""
+
+    path: Path
+    split: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a job: its shard, unless only the statistics were wanted, and the moments of its codes."""
+
+    shard: Shard | None
+    moments: Moments
+
+
+def encode_images(
+    images: Path,
+    out: Path,
+    autoencoder: PatchAutoencoder,
+    world: World,
+    *,
+    command: Callable[..., str],
+    overwrite: bool = False,
+    statistics_only: bool = False,
+) -> str:
+    """Write the codes of all splits as shards in `out`, the codec, and the index, which comes last; say what was done.
+
+    A folder that is whole is left alone; one that was interrupted is completed, shard by shard. The codec is the
+    PatchAE with the mean and standard deviation of each dimension of its codes of the training images; with
+    `statistics_only` it is all that is written, for encoding on the fly. command(*options): what a person starts
+    again, for messages. Collective over `world`.
+
+    For a damaged image the codes and label of the one that stands in for it are written, as the stream says. Raises
+    UserError, on all ranks, when the folder holds other data, too many images are damaged, codes are not finite, or
+    a dimension of them does not vary.
+    """
+    began = time.monotonic()
+    with world.agreed():
+        for folder in (images, out):
+            refuse_url(folder)
+        index = load_index(images)
+        recipe = _recipe(images, index, autoencoder)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
+    with locked(out) if world.is_main else nullcontext():
+        with world.agreed():
+            if world.is_main:
+                _refuse_or_remove(out, recipe, command, overwrite)
+        jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]
+        found = world.broadcast({} if statistics_only or not world.is_main else _finished(jobs, recipe))
+        todo = [job for job in jobs if job.path not in found]
+        is_whole = _has_codec(out, recipe) and (statistics_only or not todo and (out / INDEX_NAME).exists())
+        if world.broadcast(is_whole):
+            return f"{out} is whole, nothing to do"
+
+        encoder = _Encoder(images, index, recipe, autoencoder.to(world.device), world.device)
+        mine = todo[world.rank :: world.size]
+        name = "encode" if world.size == 1 else f"encode, a share of {world.size}"
+        with (
+            world.agreed(),
+            tqdm(
+                total=sum(job.count for job in mine), unit=" images", desc=name, disable=None if world.is_main else True
+            ) as bar,
+        ):
+            made = {job.path: encoder.encode(job, statistics_only, bar.update) for job in mine}
+        for of_rank in world.gather(made):
+            found |= of_rank
+        damaged = sum(world.gather(encoder.damaged))
+
+        with world.agreed():
+            if world.is_main:
+                of_train = [found[job.path].moments for job in jobs if job.split == "train"]
+                codec = PatchCodec(autoencoder, *_statistics(merge(of_train), images))
+                write_aside(out / CODEC, codec.to_bytes())
+                if not statistics_only:
+                    splits = {job.split: () for job in jobs}
+                    for job in jobs:
+                        splits[job.split] += (found[job.path].shard,)
+                    whole = Index(**recipe.model_dump(), splits=splits)
+                    names = (name for shard in whole.shards for name in (shard.name, f"{shard.name}.json"))
+                    remove_others(out, keep={*names})
+                    write_aside(out / INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
+        world.gather(None)  # no rank goes on to read before the index is there
+    counts = f"{sum(job.count for job in jobs):,} images"
+    what = f"the statistics of {counts}" if statistics_only else f"the codes of {counts} in {len(jobs)} shards"
+    resumed = f" ({len(jobs) - len(todo)} were there already)" if len(todo) < len(jobs) else ""
+    stood_in = f"; sound images stand in for {damaged} damaged ones" if damaged else ""
+    return f"wrote {out}: {what}{resumed}, in {time.monotonic() - began:.1f} seconds{stood_in}"
+
+
+def _recipe(images: Path, index: Index, autoencoder: PatchAutoencoder) -> Recipe:
+    """What decides the latent shards of these images."""
+    height, width, _ = index.image_shape
+    side = autoencoder.patch_size
+    if index.codes:
+        raise UserError(f"{images} holds codes already: give the folder of the images with --images")
+    if height != width or height % side:
+        larger = max(side, round(height / side) * side)
+        raise UserError(
+            f"{images} has images of {height}x{width} pixels, which do not divide into patches of {side}: prepare them"
+            f" with --image-size {larger}"
+        )
+    codes = Codes(
+        patch_autoencoder_sha256=weights_sha256(autoencoder),
+        patches=(height // side) ** 2,
+        code_dim=autoencoder.code_dim,
+    )
+    layout = {"record_images": _RECORD_IMAGES, "shard_records": _SHARD_RECORDS, "codes": codes}
+    return index.recipe().model_copy(update=layout)
+
+
+def _refuse_or_remove(out: Path, recipe: Recipe, command: Callable[..., str], overwrite: bool) -> None:
+    """See to it that the folder has nothing but parts of what will be written."""
+    if overwrite:
+        for name in (INDEX_NAME, CODEC):  # first: from here on the folder is unfinished
+            (out / name).unlink(missing_ok=True)
+        remove_others(out, keep=set())
+        return
+    if (out / INDEX_NAME).exists():
+        refuse_other(out, read_index(out, command).recipe(), recipe, command("--overwrite"))
+    elif (out / CODEC).exists() and not _has_codec(out, recipe):
+        raise UserError(f"{out / CODEC} is of another PatchAE: choose another --out, or {command('--overwrite')}")
+
+
+def _has_codec(out: Path, recipe: Recipe) -> bool:
+    try:
+        return read_codec(out / CODEC).sha256 == recipe.codes.patch_autoencoder_sha256
+    except (OSError, UserError):
+        return False
+
+
+def _jobs(out: Path, index: Index, recipe: Recipe, only: str | None) -> Iterator[_Job]:
+    step = recipe.record_images * recipe.shard_records
+    for split, images in index.images.items():
+        if only in (None, split):
+            for number, first in enumerate(range(0, images, step)):
+                yield _Job(out / f"{split}-{number:06d}.tar", split, first, min(step, images - first))
+
+
+def _finished(jobs: list[_Job], recipe: Recipe) -> dict[Path, _Done]:
+    found = {job.path: read_sidecar(job.path, recipe, job.count) for job in jobs}
+    return {path: _Done(side.shard, side.moments) for path, side in found.items() if side and side.moments}
+
+
+class _Encoder:
+    """One process at work."""
+
+    def __init__(self, images: Path, index: Index, recipe: Recipe, autoencoder: PatchAutoencoder, device: torch.device):
+        self._images, self._index, self._recipe = images, index, recipe
+        self._autoencoder, self._device = autoencoder, device
+        self._streams: dict[str, Stream] = {}
+
+    @property
+    def damaged(self) -> int:
+        return sum(len(stream.damaged) for stream in self._streams.values())
+
+    def encode(self, job: _Job, statistics_only: bool, advance: Callable[[int], None]) -> _Done:
+        """Write one latent shard, unless only the statistics are wanted."""
+        moments: list[Moments] = []
+        portions = self._portions(job, moments, advance)
+        if statistics_only:
+            deque(portions, maxlen=0)
+            return _Done(None, merge(moments))
+        shard = write_shard(job.path, self._recipe, portions)
+        write_sidecar(job.path, self._recipe, shard, merge(moments))
+        return _Done(shard, merge(moments))
+
+    def _portions(self, job: _Job, moments: list[Moments], advance: Callable[[int], None]) -> Iterator[Portion]:
+        """The records of a shard; the moments of each are appended."""
+        stream = self._stream(job.split)
+        for number in count(job.first // self._recipe.record_images):
+            first = number * self._recipe.record_images
+            last = min(first + self._recipe.record_images, job.first + job.count)
+            if first >= last:
+                return
+            batch = stream.read(torch.arange(first, last))
+            if len(stream.damaged) > _MAX_DAMAGED:
+                fault = stream.damaged[min(stream.damaged)]
+                raise UserError(
+                    f"more than {_MAX_DAMAGED} images of {self._images} are damaged (first: {fault}):"
+                    f" {self._index.mend(self._images)}"
+                )
+            code_BLC = codes_of(self._autoencoder, batch.x_BLD).cpu().numpy()
+            if not np.isfinite(code_BLC).all():
+                raise UserError(
+                    f"codes of the {job.split} images {first} to {last - 1} are not finite in float16: the PatchAE has"
+                    " diverged, train it again with a lower optimizer.learning_rate"
+                )
+            moments.append(moments_of(code_BLC.reshape(-1, code_BLC.shape[-1])))
+            advance(last - first)
+            yield f"{job.split}-{number:06d}", code_BLC, batch.label_B.cpu().numpy()
+
+    def _stream(self, split: str) -> Stream:
+        if split not in self._streams:
+            how = {"patch_size": self._autoencoder.patch_size, "device": self._device, "memory_bytes": 0}
+            self._streams[split] = Stream(self._index, self._images, split, seed=None, **how)
+        return self._streams[split]
+
+
+def moments_of(code_NC: np.ndarray) -> Moments:
+    """Of N codes, per dimension, in float64."""
+    code_NC = code_NC.astype(np.float64)
+    mean_C = code_NC.mean(0)
+    return _moments(len(code_NC), mean_C, np.square(code_NC - mean_C).sum(0))
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Moments of all codes from those of disjoint parts of them (Chan et al. 1979), in the order of the parts."""
+    total, mean_C, deviation_C = 0, 0.0, 0.0
+    for part in parts:
+        ahead_C = np.array(part.mean) - mean_C
+        before, total = total, total + part.count
+        mean_C = mean_C + ahead_C * (part.count / total)
+        deviation_C = deviation_C + np.array(part.deviation) + ahead_C**2 * (before * part.count / total)
+    return _moments(total, mean_C, deviation_C)
+
+
+def _moments(total: int, mean_C: np.ndarray, deviation_C: np.ndarray) -> Moments:
+    return Moments(count=total, mean=tuple(mean_C.tolist()), deviation=tuple(deviation_C.tolist()))
+
+
+def _statistics(moments: Moments, images: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each dimension, float32 (C,)."""
+    mean_C, std_C = torch.tensor(moments.mean), torch.tensor(moments.deviation, dtype=torch.float64)
+    std_C = (std_C / moments.count).sqrt().float()
+    still = (std_C == 0).nonzero().flatten().tolist()
+    if still:
+        raise UserError(
+            f"{len(still)} of {len(std_C)} dimensions of the codes do not vary over the images of {images} (first"
+            f" {still[0]}), so that they cannot be standardised: train the PatchAE longer, or on more than one image"
+        )
+    return mean_C, std_C
