@@ -57,7 +57,7 @@ class Record(_Model):
     @property
     def members(self) -> dict[str, Member]:
         """By their names in the tar, in its order."""
-        parts = ("crc32", "images" if self.images else "codes", "labels")
+        parts = ("crc32", "images", "labels") if self.images else ("codes", "crc32", "labels")
         return {f"{self.key}.{part}.npy": getattr(self, part) for part in parts}
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ def dry_run(config) -> int:
         task = build_task(config)
     config.micro_batch_size(world_size, task.groups)
     parameters = sum(p.numel() for p in task.parameters())
-    prepared = (Path(config.data.shards) / INDEX_NAME).exists()
+    prepared = (Path(config.data.shards) / INDEX_NAME).exists()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
     counts = {
         "method": config.method,
@@ -113,7 +113,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
                 if summary["images_per_second"] is None and path.exists():  # nothing was left to train
                     summary = json.loads(path.read_text())
                 write_aside(path, json.dumps(summary, indent=1).encode())
-                report(summary, run)
+                report(summary, run, config.data)
     if summary["stopped_by"]:
         newest = run.newest_checkpoint() or "no step was made"
         say(
@@ -123,7 +123,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
     return 0
 
 
-def report(summary: dict, run) -> None:
+def report(summary: dict, run, data) -> None:
     """What was learned, in words."""
     before, after = summary["before"] or {}, summary["after"]
     print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")
@@ -131,7 +131,7 @@ def report(summary: dict, run) -> None:
         ("biglearn_elbo", "test BigLearnELBO"),
         ("joint_elbo", "test JointELBO"),
         ("inpainting_error", "in-painting error a pixel, half of the patches missing"),
-        ("mse", "test squared error a pixel"),
+        ("psnr", "test PSNR, dB"),
     ):
         if name in after and name in before:
             print(f"  {text}: {before[name]:.4g} before, {after[name]:.4g} after")
@@ -139,10 +139,12 @@ def report(summary: dict, run) -> None:
         print(f"  speed: {summary['images_per_second']:,} images/s on {summary['world_size']} process(es)")
     picture = run.picture(summary["images"])
     if picture.exists():
-        print(f"  picture: {picture}  (originals, reconstructions, in-paintings, samples)")
+        print(f"  picture: {picture}")
     print(f"  checkpoint: {run.newest_checkpoint()}")
     print(f"  report: {run.reports / 'summary.json'}")
-    if summary["method"] != "patch_ae":
+    if summary["method"] == "patch_ae":
+        print(f"  encode with it: python launch/encode.py --images {data.shards} --patch-autoencoder {run.path}")
+    else:
         print(f"  use it: python launch/sample.py generate --model {run.path}   (--help names what else it can do)")
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.index import Index
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.masks import KINDS, observed_of_kind
 from model.task import BigLearnTask
-from trainer.build import open_index
+from trainer.build import open_index, open_stream
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.inpainting import References, fillers, scores
 from trainer.metrics import progress
@@ -30,6 +29,7 @@ from trainer.world import World
 FORMAT = 1
 MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PROBE_RATIOS = tuple(round(0.1 * k, 1) for k in range(1, 11))
+_REFERENCE_BYTES = 2**29
 ACTIVE = 0.01  # a unit whose posterior mean varies more than this over the images (Burda et al. 2015)
 
 
@@ -42,7 +42,7 @@ class Extent:
     bound_samples: int = 64  # importance weights
     inpainting_images: int = 500
     draws: int = 4  # completions of an image
-    references: int = 10_000  # training images among which the nearest neighbour is looked for
+    references: int = 10_000  # training images among which the nearest neighbour is looked for; at most 512 MB of them
     probe_images: int = 10_000  # training images of the linear probe
     probe_test_images: int = 5_000
     seed: int = 0
@@ -51,11 +51,13 @@ class Extent:
 def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
     """The report, on all ranks. Collective. UserError where the data set is not there."""
     with world.agreed():
-        index = open_index(vae.description.data)
-        train, test = (_stream(vae, index, split, world) for split in ("train", "test"))
+        data = vae.description.data
+        index = open_index(data)
+        train, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
+        tokens = open_stream(data, index, "test", None, world.device, vae.codec) if vae.codec else test
     description = vae.description
     task = BigLearnTask(vae.model, description.objective, description.seed)
-    elbos = evaluate(task, test, EvaluateConfig(images=extent.images), world)
+    elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)
     references = _references(train, extent)
     return {
         "format": FORMAT,
@@ -71,12 +73,6 @@ def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
         "inpainting": _inpainting(vae, test, references, world, extent),
         "probe": _probe(vae, train, test, references, world, extent),
     }
-
-
-def _stream(vae: BigLearnVAE, index: Index, split: str, world: World) -> Stream:
-    data = vae.description.data
-    how = {"patch_size": data.patch_size, "memory_bytes": data.memory_bytes}
-    return Stream(index, data.shards, split, seed=None, device=world.device, **how)
 
 
 def _share(count: int, world: World, portion: int = 100) -> Sequence[Tensor]:
@@ -99,7 +95,8 @@ def _mean(value_B: Tensor) -> dict[str, float]:
 
 def _references(train: Stream, extent: Extent) -> References:
     """The same on every rank: spread over the split, so that classes mix."""
-    count = min(extent.references, train.images)
+    image_bytes = read_images(train, torch.arange(1)).nbytes
+    count = min(extent.references, train.images, _REFERENCE_BYTES // image_bytes)
     images_NHWC = read_images(train, torch.arange(count) * (train.images // count))
     return References(images_NHWC.mean(0), images_NHWC)
 
@@ -172,7 +169,7 @@ def _probe(
     position_N = torch.arange(n_train) * (train.images // n_train)
     position_M = torch.arange(n_test) * (test.images // n_test)
     label_N, label_M = (s.read(p).label_B.cpu().numpy() for s, p in ((train, position_N), (test, position_M)))
-    if len(np.unique(label_N)) < 2:
+    if not 2 <= len(np.unique(label_N)) <= n_train // 2:  # no classes, or attributes, of which each image has its own
         return []
     features = features_of(vae, references.mean_HWC)
     codes = next(iter(features))

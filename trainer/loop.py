@@ -13,13 +13,13 @@ from data.files import write_aside
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.task import BigLearnTask
-from trainer.build import build_parts, micro_batches, refuse_damage, step_inputs
+from trainer.build import Parts, build_parts, micro_batches, refuse_damage, step_inputs
 from trainer.checkpoint import State
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Config
 from trainer.evaluation import evaluate
 from trainer.metrics import JsonLines, Metrics, ProgressBar, require_finite
-from trainer.pictures import draw_sheet
+from trainer.pictures import draw_codes, draw_sheet
 from trainer.resume import identity, restore
 from trainer.run_directory import RunDirectory
 from trainer.stop import StopRequest
@@ -67,8 +67,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             require_finite(values)
             for sink in evaluations:
                 sink(values)
-            if with_picture and world.is_main and isinstance(task, BigLearnTask):
-                _draw(task, test_stream, config, values, run)
+            if with_picture and world.is_main:
+                _draw(parts, config, values, run)
         return values
 
     start_images, owes_checkpoint = images, False
@@ -170,13 +170,18 @@ def _written(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _draw(task: BigLearnTask, stream: Stream, config: Config, values: dict, run: RunDirectory) -> None:
+def _draw(parts: Parts, config: Config, values: dict, run: RunDirectory) -> None:
     """The sheet of what the model can do; a disk that refuses it does not end the run."""
-    title = f"{config.method}, {config.model.mask_tokens}: {values['images']:,} training images, "
-    title += f"test BigLearnELBO {values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
+    task, stream, trained = parts.copy, parts.test_stream, f"{values['images']:,} training images"
+    if isinstance(task, BigLearnTask):
+        title = f"{config.method}, {config.model.mask_tokens}: {trained}, test BigLearnELBO "
+        title += f"{values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
+        vae = BigLearnVAE(task.model, describe(config, values["images"]), stream.device, parts.codec)
+        drawn = draw_sheet(vae, stream, title)
+    else:
+        drawn = draw_codes(task.model, stream, f"{config.method}: {trained}, test PSNR {values['psnr']:.2f} dB")
     picture = io.BytesIO()
-    vae = BigLearnVAE(task.model, describe(config, values["images"]), stream.device)
-    draw_sheet(vae, stream, title).save(picture, "png")
+    drawn.save(picture, "png")
     try:
         write_aside(run.picture(values["images"]), picture.getvalue())
     except OSError as error:

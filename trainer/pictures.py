@@ -11,13 +11,16 @@ from data.errors import UserError
 from data.patches import unpatchify
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
+from model.codec import PatchCodec
 from model.masks import place_masks
 from model.observation import Observation
+from model.patch_autoencoder import PatchAutoencoder
 from model.task import EVALUATION_SEED
-from trainer.build import open_index
+from trainer.build import open_index, open_stream
 
 _SCALE_TO = 64  # pixels of the side of one image in the sheet, at least
 _GAP, _LABEL_WIDTH, _TEXT, _HEADING = 4, 190, 15, 19
+_MAGNIFIED = 8
 _MISSING = 0.45  # the grey that stands for a missing pixel
 
 Row = tuple[str, Tensor]  # a label and images (B, H, W, 3) in [0, 1]
@@ -51,15 +54,17 @@ def shown(given: Observation) -> Tensor:
     return given.complete(torch.full_like(given.images_BHWC, _MISSING))
 
 
-def read_images(stream: Stream, position_B: Tensor) -> Tensor:
-    """Images at positions of a stream of pixels, (B, H, W, 3) float32 on the CPU."""
+def read_images(stream: Stream, position_B: Tensor, codec: PatchCodec | None = None) -> Tensor:
+    """Images at positions of a stream of pixels, or of the codes of a codec, (B, H, W, 3) float32 on the CPU."""
     x_BLD = stream.read(position_B).x_BLD
+    if codec:
+        x_BLD = codec.decode(x_BLD).clamp(0, 1)
     return unpatchify(x_BLD.float().cpu(), round((x_BLD.shape[-1] / 3) ** 0.5))
 
 
 def read_test_images(data: DataConfig, count: int) -> tuple[Tensor, Tensor]:
     """Test images spread over the split, so that classes mix: their positions (N,) and the images (N, H, W, 3)."""
-    stream = Stream(open_index(data), data.shards, "test", patch_size=data.patch_size, seed=None)
+    stream = open_stream(data, open_index(data), "test", seed=None)
     if count > stream.images:
         raise UserError(f"there are {stream.images:,} test images: ask for at most so many")
     position_N = torch.arange(count) * (stream.images // count)
@@ -110,6 +115,21 @@ def panels(pictures: list[Image.Image], heading: str, *, beside: bool = False) -
 
 
 def draw_sheet(vae: BigLearnVAE, stream: Stream, title: str, columns: int = 12) -> Image.Image:
-    """The sheet of the first test images, spread over the split so that classes mix."""
-    position_B = torch.arange(columns) * (stream.images // columns)
-    return sheet(capability_rows(vae, read_images(stream, position_B)), title)
+    """The sheet of the first test images, as the model knows them: those of a model of codes come from their codes."""
+    return sheet(capability_rows(vae, read_images(stream, _spread(stream, columns), vae.codec)), title)
+
+
+def draw_codes(autoencoder: PatchAutoencoder, stream: Stream, title: str, columns: int = 12) -> Image.Image:
+    """Test images, what their PatchAE codes still have of them, and the difference."""
+    x_BLD = stream.read(_spread(stream, columns)).x_BLD
+    with torch.no_grad():
+        found_BLD = autoencoder.decode(autoencoder.encode(x_BLD.flatten(0, 1))).float().view_as(x_BLD)
+    tokens = (x_BLD, found_BLD, (x_BLD - found_BLD).abs() * _MAGNIFIED)
+    rows = (unpatchify(tokens_BLD.cpu(), autoencoder.patch_size) for tokens_BLD in tokens)
+    labels = ("test images", "from their codes", f"difference, {_MAGNIFIED} times")
+    return sheet([*zip(labels, rows, strict=True)], title)
+
+
+def _spread(stream: Stream, count: int) -> Tensor:
+    """Positions spread over the split, so that classes mix."""
+    return torch.arange(min(count, stream.images)) * max(1, stream.images // count)
