@@ -83,6 +83,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
         """Every value by its dotted key."""
         return _flat(self.model_dump(mode="json"))
 
+    def of_model(self) -> dict:
+        """What decides which model is trained, and on what objective, by dotted keys: what a resumed run must keep."""
+        kept = ("method", "seed", "model.", "objective.", "data.patch_size")
+        return {key: value for key, value in self.flat().items() if key.startswith(kept)}
+
     def micro_batch_size(self, world_size: int, groups: int) -> int:
         """Images of one forward on one rank; refuses a batch that does not split equally."""
         batch, shares = self.train.batch_size, world_size * self.train.accumulation_steps

@@ -27,10 +27,8 @@ log = logging.getLogger(__name__)
 
 def identity(config: Config, parts: Parts) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
-    flat = config.flat()
-    shared = {key: value for key, value in flat.items() if key.startswith(("method", "seed", "model.", "objective."))}
     of_codec = {"patch_autoencoder": parts.codec.sha256} if parts.codec else {}
-    return {**shared, **of_codec, "data.patch_size": config.data.patch_size, "data_checksum": parts.index.checksum}
+    return {**config.of_model(), **of_codec, "data_checksum": parts.index.checksum}
 
 
 def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None = None) -> State | None:
