@@ -169,7 +169,7 @@ def build(
     config = config_of(case, method, mask_tokens, (*settings, *overrides))
     cost = cost_of(case, method, mask_tokens, tuple(overrides))
     task = task_of(config, mask_tokens)
-    config.micro_batch_size(world.size, task.groups)
+    config.micro_batch_size(world.size)
     if config.data.code_dim:
         batches = random_codes(config, task.groups, world)
     else:

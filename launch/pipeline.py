@@ -124,6 +124,8 @@ def _steps(options: argparse.Namespace) -> Iterator[Step]:
 
     python = [sys.executable]
     processes = options.processes or max(1, torch.cuda.device_count())
+    for config in (stage_1, stage_2):  # at once, not after the hours of the steps before
+        config.micro_batch_size(processes)
     ranks = python if processes == 1 else [*python, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
 
     what = f"prepare the images of {data.source} in {data.shards}"

@@ -66,7 +66,7 @@ def dry_run(config) -> int:
     rank, world_size, _ = adopt_environment()
     with torch.device("meta"):
         task = build_task(config)
-    config.micro_batch_size(world_size, task.groups)
+    config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
     prepared = (Path(config.data.shards) / INDEX_NAME).exists()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)

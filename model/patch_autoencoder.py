@@ -1,11 +1,14 @@
 """PatchAE, stage 1 of the two-stage training (paper Appendix B): a residual convolutional auto-encoder of one patch."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+_PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25  # about those of photographs
+_GAIN = 1.6  # between that of a linear layer and that of one behind a SiLU
 # Patches that are computed at once without gradients: a CPU's caches hold what 256 of them need.
 _PORTION = {"cpu": 256, "cuda": 16_384}
 
@@ -31,6 +34,9 @@ class ResidualBlock(nn.Module):
             *_norm_act(channels),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
+
+    def start_as_identity(self) -> None:
+        nn.init.zeros_(self.body[-1].weight)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW + self.body(x_NCHW)
@@ -68,6 +74,10 @@ class PatchAutoencoder(nn.Module):
             *_norm_act(64),
             nn.Conv2d(64, 3, 3, padding=1),
         )
+        self.apply(_initialise)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.start_as_identity()
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """Codes (N, 512) of flattened patches (N, 768), pixels in [0, 1], in row, column, channel order."""
@@ -79,10 +89,25 @@ class PatchAutoencoder(nn.Module):
 
     def _encode(self, x_ND: Tensor) -> Tensor:
         x_NHWC = x_ND.to(self.encoder[0].weight.dtype).unflatten(1, (self.patch_size, self.patch_size, 3))
-        return self.encoder(x_NHWC.permute(0, 3, 1, 2))
+        return self.encoder((x_NHWC.permute(0, 3, 1, 2) - _PIXEL_MEAN) / _PIXEL_STD)
 
     def _decode(self, code_NC: Tensor) -> Tensor:
-        return self.decoder(code_NC).permute(0, 2, 3, 1).flatten(1)
+        return (self.decoder(code_NC) * _PIXEL_STD + _PIXEL_MEAN).permute(0, 2, 3, 1).flatten(1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Layers that keep the variance of what passes through them, zero biases.
+
+    torch's own shrink it at every layer: after 300 steps on faces they left a squared error a third larger.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        fan_in = module.weight[0].numel()
+    elif isinstance(module, nn.ConvTranspose2d):  # an output sees kernel / stride inputs in each direction
+        fan_in = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
+    else:
+        return
+    nn.init.normal_(module.weight, std=(_GAIN / fan_in) ** 0.5)
+    nn.init.zeros_(module.bias)
 
 
 def _in_portions(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
         config.optimizer,
         task,
         world,
-        micro_batch_size=config.micro_batch_size(world.size, task.groups),
+        micro_batch_size=config.micro_batch_size(world.size),
         accumulation_steps=config.train.accumulation_steps,
         max_grad_norm=config.train.max_grad_norm,
     )
@@ -87,7 +87,7 @@ def build_parts(config: Config, world: World) -> Parts:
         if config.engine.attention == "triton" and world.device.type != "cuda":
             raise UserError("engine.attention=triton needs a GPU: set engine.attention=sdpa")
         task, copy = build_task(config), build_task(config).requires_grad_(False)
-        config.micro_batch_size(world.size, task.groups)  # refuses a batch that does not split
+        config.micro_batch_size(world.size)  # refuses a batch that does not split
         codec = open_codec(config.data)
         index = open_index(config.data, codec)
         train_stream, test_stream = (

@@ -88,8 +88,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
         kept = ("method", "seed", "model.", "objective.", "data.patch_size")
         return {key: value for key, value in self.flat().items() if key.startswith(kept)}
 
-    def micro_batch_size(self, world_size: int, groups: int) -> int:
+    def micro_batch_size(self, world_size: int) -> int:
         """Images of one forward on one rank; refuses a batch that does not split equally."""
+        groups = self.objective.groups if self.method in ("biglearn_t", "biglearn_u") else 1  # of masks; as of the task
         batch, shares = self.train.batch_size, world_size * self.train.accumulation_steps
         if batch % (shares * groups):
             unit = shares * groups

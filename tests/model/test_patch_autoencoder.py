@@ -2,6 +2,7 @@
 
 import torch
 
+from model import patch_autoencoder
 from model.patch_autoencoder import PatchAutoencoder
 
 
@@ -29,4 +30,16 @@ def test_pixels_are_in_row_column_channel_order():
     model.encoder[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     x_HWC = torch.rand(16, 16, 3)
     model.encode(x_HWC.reshape(1, 768))
-    torch.testing.assert_close(seen[0][0], x_HWC.permute(2, 0, 1))
+    torch.testing.assert_close(seen[0][0], (x_HWC.permute(2, 0, 1) - 0.5) / 0.25)
+
+
+def test_portions_without_gradients_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    model, x_ND = PatchAutoencoder(), torch.rand(10, 768)
+    whole_ND = model.decode(model.encode(x_ND)).detach()
+    monkeypatch.setitem(patch_autoencoder._PORTION, "cpu", 3)
+    seen = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(model.encode(x_ND)), whole_ND, rtol=1e-4, atol=1e-5)
+    assert seen == [3, 3, 3, 1]

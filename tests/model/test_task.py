@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio
 
 from data import randomness
 from data.batch import Batch
 from model.masks import Plan, place_masks
 from model.objective import ObjectiveConfig, elbo_terms
-from model.patch_autoencoder import PatchAutoencoder
+from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 from model.task import EVALUATION_SEED, BigLearnTask, PatchAETask
 from tests.model.test_biglearn import L, Z, images, small_model
 
@@ -85,11 +86,49 @@ def test_in_painting_error_is_that_of_the_missing_patches_from_the_others(name, 
     assert task.evaluate(batch())[name].tolist() == pytest.approx(expected_B, rel=1e-5)
 
 
-def test_patch_autoencoder_is_scored_by_the_error_of_a_pixel():
+@pytest.fixture
+def stage_1():
+    """stage_1(patches_per_image): the task, and a batch of images of four patches."""
     torch.manual_seed(0)
-    task = PatchAETask(PatchAutoencoder())
-    several = Batch(torch.rand(2, 3, 768), torch.arange(2))
-    x_ND = several.x_BLD.flatten(0, 1)
-    expected = (task.model.decode(task.model.encode(x_ND)) - x_ND).square().mean().item()
-    assert task(several, task.plans[0])[0].item() == pytest.approx(expected, rel=1e-5)
-    assert task.evaluate(several)["mse"].mean().item() == pytest.approx(expected, rel=1e-5)
+    model, batch = PatchAutoencoder(), Batch(torch.rand(2, 4, 768), torch.arange(2))
+    return lambda patches: (PatchAETask(model, PatchAEConfig(patches_per_image=patches), seed=0), batch)
+
+
+def reconstructed(task, x_BLD):
+    return task.model.decode(task.model.encode(x_BLD.flatten(0, 1))).view_as(x_BLD)
+
+
+def test_patch_autoencoder_is_scored_by_the_error_of_a_pixel(stage_1):
+    task, batch = stage_1(4)
+    error_BLD = (reconstructed(task, batch.x_BLD) - batch.x_BLD).square()
+    assert task(batch, task.plans[0])[0].item() == pytest.approx(error_BLD.mean().item(), rel=1e-5)
+    found = task.evaluate(batch)
+    assert found["mse"].tolist() == pytest.approx(error_BLD.mean((1, 2)).tolist(), rel=1e-5)
+
+
+def test_psnr_is_that_of_the_picture_that_people_see(stage_1, monkeypatch):
+    task, batch = stage_1(4)
+    monkeypatch.setattr(task.model, "decode", lambda code_NC: torch.rand(len(code_NC), 768) * 3 - 1)
+    torch.manual_seed(1)
+    found_B = task.evaluate(batch)["psnr"]
+    torch.manual_seed(1)
+    shown_BLD = (torch.rand(8, 768) * 3 - 1).clamp(0, 1).view_as(batch.x_BLD)
+    expected = [
+        peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=1) for x, y in zip(batch.x_BLD, shown_BLD, strict=True)
+    ]
+    assert found_B.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_stage_1_trains_on_some_patches_of_each_image_which_follow_from_its_index(stage_1):
+    task, batch = stage_1(2)
+    error_BL = (reconstructed(task, batch.x_BLD) - batch.x_BLD).square().mean(2)
+    pairs = {(i, j): (error_BL[0, i] + error_BL[0, j]).item() / 2 for i in range(4) for j in range(i)}
+
+    def drawn(index):
+        one = Batch(batch.x_BLD[:1], torch.tensor([index]))
+        value = task.sample_terms(one, task.plans[0])["mse"].item()
+        return min(pairs, key=lambda pair: abs(pairs[pair] - value))
+
+    first = [drawn(index) for index in range(30)]
+    assert first == [drawn(index) for index in range(30)]
+    assert set(first) == set(pairs)  # every pair of patches, sooner or later

@@ -113,8 +113,8 @@ def test_a_batch_that_does_not_split_names_one_that_does(tiny):
     with pytest.raises(
         UserError, match=r"2 ranks x 2 accumulation steps x 4 mask groups = 16; set train.batch_size=16"
     ):
-        config.micro_batch_size(world_size=2, groups=4)
-    assert tiny("train.accumulation_steps=2").micro_batch_size(world_size=2, groups=4) == 4
+        config.micro_batch_size(world_size=2)
+    assert tiny("train.accumulation_steps=2").micro_batch_size(world_size=2) == 4
 
 
 def test_length_in_images_and_in_steps(tiny):

@@ -1,0 +1,298 @@
+"""From images to latent shards: what they hold, their statistics, resuming, refusals; and training on them."""
+
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from data.index import INDEX_NAME, encode_command, load_index
+from data.shards import prepare
+from data.stream import Stream
+from data.verify import verify
+from model.codec import CODEC, codes_of, read_codec, weights_sha256
+from model.patch_autoencoder import PatchAutoencoder
+from trainer import encoding
+from trainer.build import build_parts, open_codec, open_index
+from trainer.checkpoint import State
+from trainer.checkpoint_writer import CheckpointWriter
+from trainer.encoding import encode_images, merge, moments_of
+from trainer.resume import identity, restore
+from trainer.trained import read_patch_autoencoder
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    torch.manual_seed(0)
+    return PatchAutoencoder().requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_RECORD_IMAGES", 100)
+        patch.setattr(encoding, "_SHARD_RECORDS", 5)
+        yield
+
+
+def encode(images, out, autoencoder, world, **options):
+    return encode_images(images, out, autoencoder, world, command=partial(encode_command, out), **options)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory, digits_shards, autoencoder, world):
+    """The codes of the digits as four shards. Copy the folder to change it."""
+    out = tmp_path_factory.mktemp("latents") / "digits"
+    summary = encode(digits_shards, out, autoencoder, world)
+    assert "the codes of 1,797 images in 4 shards" in summary
+    return out
+
+
+@pytest.fixture
+def latents(encoded, tmp_path):
+    return shutil.copytree(encoded, tmp_path / "latents")
+
+
+def test_shards_hold_the_codes_and_labels_of_the_images(encoded, digits_shards, autoencoder):
+    index = load_index(encoded)
+    assert (index.codes.patches, index.codes.code_dim) == (4, 512)
+    assert index.codes.patch_autoencoder_sha256 == weights_sha256(autoencoder)
+    assert index.checksum == load_index(digits_shards).checksum
+    assert verify(encoded) == []
+    position_B = torch.arange(480, 530)  # over a seam of shards
+    pixels = Stream(load_index(digits_shards), digits_shards, "train", patch_size=16, seed=None).read(position_B)
+    for memory_bytes in (0, 2**31):
+        codes = Stream(index, encoded, "train", patch_size=16, seed=None, memory_bytes=memory_bytes).read(position_B)
+        assert torch.equal(codes.label_B, pixels.label_B)
+        expected_BLC = codes_of(autoencoder, pixels.x_BLD).float()
+        torch.testing.assert_close(codes.x_BLD, expected_BLC, rtol=2e-3, atol=1e-6)  # a step of float16
+
+
+def test_webdataset_reads_them(encoded):
+    url = str(encoded / "train-{000000..000002}.tar")
+    found = [*webdataset.WebDataset(url, shardshuffle=False).decode()]
+    assert sum(len(record["labels.npy"]) for record in found) == 1437
+    assert all(record["codes.npy"].dtype == np.float16 for record in found)
+
+
+def test_the_statistics_are_those_of_all_training_codes(encoded):
+    stream = Stream(load_index(encoded), encoded, "train", patch_size=16, seed=None)
+    code_NC = stream.read(torch.arange(stream.images)).x_BLD.double().flatten(0, 1)
+    codec = read_codec(encoded / CODEC)
+    torch.testing.assert_close(codec.mean_C.double(), code_NC.mean(0), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(codec.std_C.double(), code_NC.std(0, correction=0), rtol=1e-6, atol=0)
+    token_NC = codec.standardise(code_NC.float())
+    assert token_NC.mean(0).abs().max() < 1e-4
+    assert (token_NC.std(0) - 1).abs().max() < 1e-3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 2**31), st.floats(-1e4, 1e4))
+def test_moments_of_parts_are_those_of_the_whole(sizes, seed, offset):
+    code_NC = np.random.default_rng(seed).normal(size=(sum(sizes), 3)) + offset
+    parts = np.split(code_NC, np.cumsum(sizes)[:-1])
+    merged = merge(moments_of(part) for part in parts)
+    assert merged.count == len(code_NC)
+    np.testing.assert_allclose(merged.mean, code_NC.mean(0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(merged.deviation, np.square(code_NC - code_NC.mean(0)).sum(0), rtol=1e-6, atol=1e-9)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_a_whole_folder_is_left_alone(latents, digits_shards, autoencoder, world):
+    before = {path: path.stat().st_mtime_ns for path in latents.iterdir() if path.name != ".lock"}
+    assert "is whole, nothing to do" in encode(digits_shards, latents, autoencoder, world)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        (INDEX_NAME,),
+        (CODEC,),
+        (INDEX_NAME, CODEC, "train-000001.tar"),
+        (INDEX_NAME, CODEC, "train-000002.tar.json", "test-000000.tar"),
+        ("train-000000.tar",),
+    ],
+)
+def test_an_interrupted_folder_is_completed_to_the_same_bytes(
+    latents, encoded, digits_shards, autoencoder, world, lost
+):
+    for name in lost:
+        (latents / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in latents.glob("*.tar")}
+    (latents / "train-000009.tar").write_bytes(b"of another request")
+    encode(digits_shards, latents, autoencoder, world)
+    assert content(latents) == content(encoded)
+    for path, mtime in kept.items():
+        if f"{path.name}.json" not in lost:
+            assert path.stat().st_mtime_ns == mtime
+
+
+def test_the_statistics_alone_are_the_same(encoded, digits_shards, autoencoder, world, tmp_path):
+    encode(digits_shards, tmp_path / "out", autoencoder, world, statistics_only=True)
+    assert content(tmp_path / "out") == {CODEC: (encoded / CODEC).read_bytes()}
+    assert "is whole" in encode(digits_shards, tmp_path / "out", autoencoder, world, statistics_only=True)
+
+
+def other_autoencoder():
+    torch.manual_seed(1)
+    return PatchAutoencoder().requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_the_codes_of_another_patchae_are_refused_and_replaced_on_request(latents, digits_shards, world, has_index):
+    if not has_index:
+        (latents / INDEX_NAME).unlink()
+    with pytest.raises(UserError, match=r"another PatchAE.*launch/encode\.py.*--overwrite"):
+        encode(digits_shards, latents, other_autoencoder(), world)
+    encode(digits_shards, latents, other_autoencoder(), world, overwrite=True)
+    assert load_index(latents).codes.patch_autoencoder_sha256 == weights_sha256(other_autoencoder())
+    assert verify(latents) == []
+
+
+def test_other_images_are_refused(latents, autoencoder, world, tmp_path):
+    prepare("digits", tmp_path / "larger", image_size=64, progress=False)
+    with pytest.raises(UserError, match="holds other data"):
+        encode(tmp_path / "larger", latents, autoencoder, world)
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_images_that_do_not_divide_into_patches_are_refused(autoencoder, world, tmp_path, size):
+    prepare("digits", tmp_path / "images", image_size=size, progress=False)
+    with pytest.raises(UserError, match=f"{size}x{size} pixels.*patches of 16: prepare them with --image-size"):
+        encode(tmp_path / "images", tmp_path / "out", autoencoder, world)
+
+
+def test_codes_are_no_images(encoded, autoencoder, world, tmp_path):
+    with pytest.raises(UserError, match="holds codes already"):
+        encode(encoded, tmp_path / "out", autoencoder, world)
+
+
+def test_codes_that_do_not_vary_are_a_clear_error(digits_shards, world, tmp_path):
+    dead = other_autoencoder()
+    dead.encoder[-1].weight[3] = 0
+    with pytest.raises(UserError, match=r"1 of 512 dimensions of the codes do not vary .*\(first 3\)"):
+        encode(digits_shards, tmp_path / "out", dead, world, statistics_only=True)
+
+
+def test_codes_that_are_not_finite_are_a_clear_error(digits_shards, world, tmp_path):
+    diverged = other_autoencoder()
+    diverged.encoder[-1].bias[3] = 1e6  # over what float16 can hold
+    with pytest.raises(UserError, match="train images 0 to 99 are not finite"):
+        encode(digits_shards, tmp_path / "out", diverged, world)
+    assert not (tmp_path / "out" / INDEX_NAME).exists()
+
+
+def test_damaged_images_are_counted_and_sound_ones_stand_in(digits_shards, autoencoder, world, tmp_path, monkeypatch):
+    images = shutil.copytree(digits_shards, tmp_path / "images")
+    record = load_index(images).splits["train"][0].records[0]
+    with (images / "train-000000.tar").open("r+b") as file:
+        file.seek(record.content.offset + record.content.bytes - 1024 * 10)  # the tenth from the end
+        file.write(b"\xff" * 8)
+    assert "sound images stand in for 1 damaged ones" in encode(images, tmp_path / "out", autoencoder, world)
+    code_BLC = (
+        Stream(load_index(tmp_path / "out"), tmp_path / "out", "train", patch_size=16, seed=None)
+        .read(torch.arange(1010, 1020))
+        .x_BLD
+    )
+    equal_B = (code_BLC[1:] == code_BLC[:-1]).flatten(1).all(1)
+    assert equal_B.sum() == 1  # the damaged one is like the next one
+    monkeypatch.setattr(encoding, "_MAX_DAMAGED", 0)
+    with pytest.raises(UserError, match="more than 0 images .* are damaged"):
+        encode(images, tmp_path / "other", autoencoder, world)
+
+
+# Training on them
+
+
+@pytest.fixture
+def coded(tiny, latents):
+    """coded(*overrides): a configuration of a run on these latents."""
+    return lambda *overrides: tiny("data.patch_size=16", "data.code_dim=512", f"data.latents={latents}", *overrides)
+
+
+def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world):
+    ahead, on_the_fly = (build_parts(coded(f"data.encode={how}"), world) for how in ("ahead", "on_the_fly"))
+    position_B = torch.arange(1430, 1446)  # over the seam of an epoch
+    for mine, theirs in ((ahead.train_stream, on_the_fly.train_stream), (ahead.test_stream, on_the_fly.test_stream)):
+        one, other = mine.read(position_B), theirs.read(position_B)
+        assert torch.equal(one.label_B, other.label_B)
+        std_C = ahead.codec.std_C
+        step = 2e-3 * (one.x_BLD * std_C + ahead.codec.mean_C).abs() / std_C + 1e-6  # a step of float16
+        assert ((one.x_BLD - other.x_BLD).abs() <= step).all()
+    assert identity(coded(), ahead) == identity(coded(), on_the_fly)
+
+
+@pytest.mark.parametrize("how", ["ahead", "on_the_fly"])
+def test_latents_without_their_codec_name_the_command(coded, latents, world, how):
+    (latents / CODEC).unlink()
+    with pytest.raises(UserError, match=rf"{CODEC} cannot be read .*launch/encode\.py.*launch/pipeline\.py"):
+        build_parts(coded(f"data.encode={how}"), world)
+
+
+def test_latents_that_are_absent_name_the_command(coded, latents):
+    (latents / INDEX_NAME).unlink()
+    data = coded("data.patch_autoencoder=runs/one").data
+    with pytest.raises(UserError, match=r"index\.json does not exist.*launch/encode\.py --images .* runs/one --out"):
+        open_index(data, open_codec(data))
+
+
+def test_latents_of_another_patchae_than_their_codec_are_refused(coded, latents, digits_shards, world, tmp_path):
+    encode(digits_shards, tmp_path / "other", other_autoencoder(), world, statistics_only=True)
+    shutil.copy(tmp_path / "other" / CODEC, latents / CODEC)
+    with pytest.raises(UserError, match=r"shards of another PatchAE than its codec.*--overwrite"):
+        build_parts(coded(), world)
+
+
+def run_of_stage_1(tiny, world, folder):
+    config = tiny("method=patch_ae", "data.patch_size=16", f"run_dir={folder}", "seed=5")
+    parts = build_parts(config, world)
+    from trainer.run_directory import RunDirectory
+
+    run = RunDirectory(config.run_dir)
+    run.path.mkdir()
+    run.create(config, 0, None)
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, parts.engine, parts.shapes)
+    writer.start(State(images=0, step=0, identity=identity(config, parts)))
+    writer.finish()
+    return folder
+
+
+def test_latents_of_another_patchae_than_stage_1_now_has_are_refused(coded, tiny, digits_shards, world, tmp_path):
+    stage_1 = run_of_stage_1(tiny, world, tmp_path / "stage_1")
+    with pytest.raises(UserError, match=r"codes of another PatchAE than .*stage_1.*data\.patch_autoencoder=null"):
+        open_codec(coded(f"data.patch_autoencoder={stage_1}").data)
+    assert open_codec(coded(f"data.patch_autoencoder={tmp_path / 'absent'}").data)  # as where latents were copied to
+    encode(digits_shards, tmp_path / "its", read_patch_autoencoder(stage_1), world, statistics_only=True)
+    assert open_codec(coded(f"data.patch_autoencoder={stage_1}", f"data.latents={tmp_path / 'its'}").data)
+
+
+def test_a_run_does_not_go_on_with_the_codes_of_another_patchae(coded, latents, digits_shards, world, tmp_path):
+    config = coded()
+    parts = build_parts(config, world)
+    writer = CheckpointWriter(tmp_path / "kept", config.checkpoint, parts.engine, parts.shapes)
+    writer.start(State(images=0, step=0, identity=identity(config, parts)))
+    writer.finish()
+    encode(digits_shards, latents, other_autoencoder(), world, overwrite=True)
+    others = build_parts(config, world)
+    with pytest.raises(UserError, match="patch_autoencoder .* there, .* here"):
+        restore(others, tmp_path / "kept", identity(config, others))
+
+
+def test_images_are_not_taken_for_codes_nor_codes_for_images(coded, latents, tiny, digits_shards, world):
+    with pytest.raises(UserError, match="holds codes, not images"):
+        build_parts(tiny("data.patch_size=16", f"data.shards={latents}"), world)
+    shutil.copy(latents / CODEC, digits_shards / CODEC)
+    try:
+        with pytest.raises(UserError, match="shards of another PatchAE than its codec"):
+            build_parts(coded(f"data.latents={digits_shards}"), world)
+    finally:
+        (digits_shards / CODEC).unlink()
