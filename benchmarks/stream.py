@@ -1,4 +1,4 @@
-"""How fast batches arrive: this project's Stream, plain webdataset, and a folder of image files.
+r"""How fast batches arrive: this project's Stream, plain webdataset, and a folder of image files.
 
 Every form gives shuffled batches of float32 tokens (B, L, D) and labels, of the same images of the same size:
 
@@ -8,16 +8,20 @@ Stream, from disk, ahead    the same, read ahead by two threads
 webdataset                  a file and a label per image in tar shards of 1,024, shuffle(1000), decode, batched
 folder                      a file per image, PIL, torch's DataLoader in this process
 folder, 2 workers           the same with two worker processes that open the files
+latents, in memory          with --latents: a Stream of PatchAE codes, 512 of float16 a patch, standardised
+latents, from disk          the same, each image's codes read at random from their shard, and their CRC-32 checked
 
 Files are PNG for grey images and JPEG of quality 95 for colour, already of the right size. All that is read was just
 written, so it comes from the memory in which the system caches files. One epoch of each form warms up and is compared
-with the shards, image by image (what JPEG keeps, within 2 %); then all forms take turns. `ratio` is the time of an
+with the shards, image by image (what JPEG keeps, within 2 %); then all forms take turns. The values of the codes are
+random, because reading them does not depend on them. `ratio` is the time of an
 epoch over that of "Stream, in memory" in the same turn, the median over the turns.
 
 examples:
   python benchmarks/stream.py
   python benchmarks/stream.py --source mnist --from ~/torchvision --out stream.json
-  python benchmarks/stream.py --source celeba --from ~/celeba --image-size 128 --patch-size 16 --images 2048
+  python benchmarks/stream.py --source celeba --from ~/celeba --image-size 128 --patch-size 16 --images 2048 \
+      --latents
 """
 
 import sys
@@ -45,15 +49,19 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from data.index import Index
+from data.index import Codes, Index
 from data.patches import patchify
+from data.shard_files import write_shard
 from data.shards import prepare
 from data.sources import SOURCES
 from data.split_images import SplitImages
 from data.stream import Stream, prefetch
 from launch.cli import run
+from model.codec import PatchCodec
+from model.patch_autoencoder import PatchAutoencoder
 
 SHARD_IMAGES = 1024
+CODE_DIM = PatchAutoencoder.code_dim
 BASE = "Stream, in memory"
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # x_BLD and label_B
@@ -83,6 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--patch-size", type=int, default=4, metavar="N", help="pixels; default: %(default)s")
     add("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
     add("--repeats", type=int, default=7, metavar="N", help="epochs of each form; default: %(default)s")
+    add("--latents", action="store_true", help="also latent shards, for patches of 16")
     add("--out", type=Path, help="JSON; rows of other sources and sizes that it holds stay")
     return parser.parse_args(arguments)
 
@@ -105,7 +114,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
     times = {name: [] for name in forms}
     with tqdm(total=len(forms) * (1 + options.repeats), unit=" epochs", delay=2, disable=None) as bar:
         for name, form in forms.items():
-            compare(name, form, SplitImages(index, shards, "train"))
+            if not name.startswith("latents"):
+                compare(name, form, SplitImages(index, shards, "train"))
             bar.update()
         for repeat in range(options.repeats):
             for name, form in forms.items():
@@ -138,7 +148,7 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
     write(source, "png" if grey else "jpg", files, tars)
     load = partial(DataLoader, Files(files, "L" if grey else "RGB", source.label_N), options.batch_size, shuffle=True)
     in_process, by_workers = load(), load(num_workers=2, persistent_workers=True)
-    return {
+    forms = {
         BASE: partial(from_stream, memory, options.batch_size, 0),
         "Stream, from disk": partial(from_stream, disk, options.batch_size, 0),
         "Stream, from disk, ahead": partial(from_stream, disk, options.batch_size, 2),
@@ -146,6 +156,30 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
         "folder": partial(from_loader, in_process, options.patch_size),
         "folder, 2 workers": partial(from_loader, by_workers, options.patch_size),
     }
+    if options.latents:
+        codec = PatchCodec(PatchAutoencoder(), torch.zeros(CODE_DIM), torch.ones(CODE_DIM))
+        codes = write_codes(index, folder / "latents", codec)
+        for name, memory_bytes in (("latents, in memory", 2**62), ("latents, from disk", 0)):
+            how = {"memory_bytes": memory_bytes, "transform": codec.standardise}
+            stream = Stream(codes, folder / "latents", "train", patch_size=options.patch_size, seed=0, **how)
+            forms[name] = partial(from_stream, stream, options.batch_size, 0)
+    return forms
+
+
+def write_codes(index: Index, folder: Path, codec: PatchCodec) -> Index:
+    """Latent shards for as many images, with the labels 0."""
+    patches = (index.image_shape[0] // codec.autoencoder.patch_size) ** 2
+    codes = Codes(patch_autoencoder_sha256=codec.sha256, patches=patches, code_dim=CODE_DIM)
+    recipe = index.recipe().model_copy(update={"codes": codes, "record_images": 256, "shard_records": 4})
+    folder.mkdir()
+    generator, shards = np.random.default_rng(0), []
+    for number in range(index.images["train"] // SHARD_IMAGES):
+        portions = (
+            (f"train-{4 * number + part:06d}", code_BLC.astype(np.float16), np.zeros(256, np.int64))
+            for part, code_BLC in enumerate(generator.standard_normal((4, 256, patches, CODE_DIM), np.float32))
+        )
+        shards.append(write_shard(folder / f"train-{number:06d}.tar", recipe, portions))
+    return Index(**recipe.model_dump(), splits={"train": tuple(shards)})
 
 
 def write(source: SplitImages, suffix: str, files: Path, tars: Path) -> None:
@@ -213,7 +247,7 @@ def seconds(form: Form, epoch: int) -> float:
 
 def compare(name: str, form: Form, source: SplitImages) -> None:
     """An epoch must have all images with their labels, each once: compared by the sums of their pixels."""
-    rgb = 3 // source.image_shape[2]
+    rgb = 3 // source.content_shape[2]
     images_NHWC, _ = source.read(np.arange(source.images))
     wanted = sorted(zip(source.label_N.tolist(), (rgb * images_NHWC.sum((1, 2, 3))).tolist(), strict=True))
     found = []

@@ -64,9 +64,10 @@ def tiny_task_batch():
 
 
 def test_stream_compares_every_form(root, tmp_path):
-    rows = rows_of(root, tmp_path, "benchmarks/stream.py", "--images", "1024", "--repeats", "1")
+    options = ("--images", "1024", "--repeats", "1", "--patch-size", "16", "--latents")
+    rows = rows_of(root, tmp_path, "benchmarks/stream.py", *options)
     assert rows[0]["ratio"] == 1
-    assert {row["form"].split(",")[0] for row in rows} == {"Stream", "webdataset", "folder"}
+    assert {row["form"].split(",")[0] for row in rows} == {"Stream", "webdataset", "folder", "latents"}
 
 
 def test_attention_times_both_phases_of_a_layer(root, tmp_path):
