@@ -125,12 +125,12 @@ def train(config, resume: bool, stop: StopRequest) -> int:
 
 def report(summary: dict, run, data) -> None:
     """What was learned, in words."""
-    before, after = summary["before"] or {}, summary["after"]
+    before, after, value = summary["before"] or {}, summary["after"], "code's value" if data.code_dim else "pixel"
     print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")
     for name, text in (
         ("biglearn_elbo", "test BigLearnELBO"),
         ("joint_elbo", "test JointELBO"),
-        ("inpainting_error", "in-painting error a pixel, half of the patches missing"),
+        ("inpainting_error", f"in-painting error a {value}, half of the patches missing"),
         ("psnr", "test PSNR, dB"),
     ):
         if name in after and name in before:

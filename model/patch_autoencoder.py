@@ -84,15 +84,15 @@ class PatchAutoencoder(nn.Module):
         return _in_portions(self._encode, x_ND)
 
     def decode(self, code_NC: Tensor) -> Tensor:
-        """Flattened patches (N, 768) of codes (N, 512)."""
+        """Flattened patches (N, 768), float32, of codes (N, 512)."""
         return _in_portions(self._decode, code_NC)
 
     def _encode(self, x_ND: Tensor) -> Tensor:
-        x_NHWC = x_ND.to(self.encoder[0].weight.dtype).unflatten(1, (self.patch_size, self.patch_size, 3))
-        return self.encoder((x_NHWC.permute(0, 3, 1, 2) - _PIXEL_MEAN) / _PIXEL_STD)
+        scaled_ND = ((x_ND - _PIXEL_MEAN) / _PIXEL_STD).to(self.encoder[0].weight.dtype)
+        return self.encoder(scaled_ND.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2))
 
     def _decode(self, code_NC: Tensor) -> Tensor:
-        return (self.decoder(code_NC) * _PIXEL_STD + _PIXEL_MEAN).permute(0, 2, 3, 1).flatten(1)
+        return (self.decoder(code_NC).float() * _PIXEL_STD + _PIXEL_MEAN).permute(0, 2, 3, 1).flatten(1)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -139,4 +139,4 @@ class PatchAETask(nn.Module):
 
     def _reconstruct(self, x_BLD: Tensor) -> Tensor:
         x_ND = x_BLD.flatten(0, 1)
-        return self.model.decode(self.model.encode(x_ND)).float().view_as(x_BLD)
+        return self.model.decode(self.model.encode(x_ND)).view_as(x_BLD)

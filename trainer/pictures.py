@@ -123,7 +123,7 @@ def draw_codes(autoencoder: PatchAutoencoder, stream: Stream, title: str, column
     """Test images, what their PatchAE codes still have of them, and the difference."""
     x_BLD = stream.read(_spread(stream, columns)).x_BLD
     with torch.no_grad():
-        found_BLD = autoencoder.decode(autoencoder.encode(x_BLD.flatten(0, 1))).float().view_as(x_BLD)
+        found_BLD = autoencoder.decode(autoencoder.encode(x_BLD.flatten(0, 1))).view_as(x_BLD)
     tokens = (x_BLD, found_BLD, (x_BLD - found_BLD).abs() * _MAGNIFIED)
     rows = (unpatchify(tokens_BLD.cpu(), autoencoder.patch_size) for tokens_BLD in tokens)
     labels = ("test images", "from their codes", f"difference, {_MAGNIFIED} times")

@@ -21,7 +21,8 @@ def test_each_patch_is_coded_on_its_own():
 
 def test_bf16_weights_take_float_pixels():
     model = PatchAutoencoder().bfloat16()
-    assert model.decode(model.encode(torch.rand(2, 768))).dtype == torch.bfloat16
+    code_NC = model.encode(torch.rand(2, 768))
+    assert (code_NC.dtype, model.decode(code_NC).dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_pixels_are_in_row_column_channel_order():
