@@ -69,6 +69,8 @@ def encode_images(
     with world.agreed():
         for folder in (images, out):
             refuse_url(folder)
+        if out.resolve() == images.resolve():  # overwriting would remove what is to be encoded
+            raise UserError(f"{out} holds the images: choose another --out for their codes")
         index = load_index(images)
         recipe = _recipe(images, index, autoencoder)
         try:

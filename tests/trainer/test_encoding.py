@@ -171,6 +171,13 @@ def test_images_that_do_not_divide_into_patches_are_refused(autoencoder, world, 
         encode(tmp_path / "images", tmp_path / "out", autoencoder, world)
 
 
+def test_images_are_never_overwritten_by_their_codes(digits_shards, autoencoder, world):
+    before = content(digits_shards)
+    with pytest.raises(UserError, match="holds the images: choose another --out"):
+        encode(digits_shards, digits_shards / "." / "", autoencoder, world, overwrite=True)
+    assert content(digits_shards) == before
+
+
 def test_codes_are_no_images(encoded, autoencoder, world, tmp_path):
     with pytest.raises(UserError, match="holds codes already"):
         encode(encoded, tmp_path / "out", autoencoder, world)
