@@ -77,7 +77,8 @@ def test_dry_run_builds_the_two_stages_of_celeba(start, name):
         (["data.image_size=64"], "--image-size 64"),
         (["engine.device=cuda"], "set engine.device=cpu"),
         (["method=patch_ae"], "set data.patch_size=16"),
-        (["data.code_dim=512"], "set data.code_dim=null"),
+        (["data.code_dim=512"], "set data.code_dim=512 data.patch_size=16, or data.code_dim=null"),
+        (["data.code_dim=512", "data.patch_size=16"], "python launch/encode.py --images"),
         (["objective.s_beta=[0,3]"], "objective.s_beta.0: Input should be greater than 0"),
     ],
 )
