@@ -57,7 +57,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
         coded = (PatchAutoencoder.patch_size, PatchAutoencoder.code_dim)
         if self.data.code_dim and (self.data.patch_size, self.data.code_dim) != coded:
             raise ValueError(
-                f"codes are {coded[1]} values of patches of {coded[0]}: set data.code_dim and patch_size so"
+                f"codes are {coded[1]} values of patches of {coded[0]}: set data.code_dim={coded[1]}"
+                f" data.patch_size={coded[0]}, or data.code_dim=null to learn pixels"
             )
         head_width = self.model.embed_dim // self.model.num_heads
         if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:
