@@ -204,10 +204,11 @@ def bound(vae: BigLearnVAE, given: Observation, options: Namespace) -> Result:
     elbo_B = vae.elbo(given, observed_BL, seed=options.seed)
     bound_B = vae.log_likelihood_bound(given, observed_BL, samples=options.samples, seed=options.seed)
     what = "log p(x_T | x_S)" if options.hide else "log p(x)"
-    error = bound_B.std().item() / len(bound_B) ** 0.5 if len(bound_B) > 1 else float("nan")
+    error = f" (standard error {bound_B.std().item() / len(bound_B) ** 0.5:.2f})" if len(bound_B) > 1 else ""
+    value = "a code's value" if vae.description.data.code_dim else "a pixel"
     words = [
-        f"{what} >= {bound_B.mean().item():.2f} nats an image (standard error {error:.2f}), {options.samples} weights, "
-        f"variance of a pixel {vae.variance:g}",
+        f"{what} >= {bound_B.mean().item():.2f} nats an image{error}, {options.samples} weights, "
+        f"variance of {value} {vae.variance:g}",
         f"objective of eq. (7), variance 1, no constants: {elbo_B.mean().item():.4g}",
     ]
     return Result([], {"bound": bound_B, "elbo": elbo_B}, words)
