@@ -157,7 +157,7 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
         "folder, 2 workers": partial(from_loader, by_workers, options.patch_size),
     }
     if options.latents:
-        codec = PatchCodec(PatchAutoencoder(), torch.zeros(CODE_DIM), torch.ones(CODE_DIM))
+        codec = PatchCodec(PatchAutoencoder(), torch.zeros(CODE_DIM), torch.ones(CODE_DIM), images="")
         codes = write_codes(index, folder / "latents", codec)
         for name, memory_bytes in (("latents, in memory", 2**62), ("latents, from disk", 0)):
             how = {"memory_bytes": memory_bytes, "transform": codec.standardise}
@@ -169,7 +169,7 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
 def write_codes(index: Index, folder: Path, codec: PatchCodec) -> Index:
     """Latent shards for as many images, with the labels 0."""
     patches = (index.image_shape[0] // codec.autoencoder.patch_size) ** 2
-    codes = Codes(patch_autoencoder_sha256=codec.sha256, patches=patches, code_dim=CODE_DIM)
+    codes = Codes(patch_autoencoder_sha256=codec.patch_autoencoder, patches=patches, code_dim=CODE_DIM)
     recipe = index.recipe().model_copy(update={"codes": codes, "record_images": 256, "shard_records": 4})
     folder.mkdir()
     generator, shards = np.random.default_rng(0), []

@@ -21,7 +21,7 @@ from data.index import Member, Moments, Recipe, Record, Replaced, Shard, Sidecar
 log = logging.getLogger(__name__)
 
 # The files that are written beside the index, finished or aside.
-_OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?")
+_OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?|(index\.json|codec\.safetensors)\.\d+\.tmp")
 
 Portion = tuple[str, np.ndarray, np.ndarray]  # a record: its key, the images or their codes, their labels (N,)
 
@@ -116,9 +116,9 @@ def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time."""
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """One writer at a time. Raises BlockingIOError when there is another one and `wait` is not set."""
     with (folder / ".lock").open("w") as file:
-        if not lock(file, wait=True):
+        if not lock(file, wait=wait):
             log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
         yield

@@ -88,7 +88,7 @@ def prepare(
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
+        with locked(out, wait=True):
             index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error

@@ -58,7 +58,13 @@ def main(arguments: list[str]) -> int:
             out,
             autoencoder,
             world,
-            command=partial(encode_command, out, images=images, patch_autoencoder=stage_1),
+            command=partial(
+                encode_command,
+                out,
+                *(["--statistics-only"] if options.statistics_only else []),
+                images=images,
+                patch_autoencoder=stage_1,
+            ),
             overwrite=options.overwrite,
             statistics_only=options.statistics_only,
         )

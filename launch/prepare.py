@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 
+from data.errors import UserError
 from data.index import read_index
 from data.sources import SOURCES
 from data.verify import verify
@@ -88,6 +89,8 @@ def main(arguments: list[str]) -> int:
 def _verify(folder: str) -> int:
     """One line for each fault and exit code 1, or a summary and 0."""
     faults = verify(folder, progress=True)
+    if not faults:
+        faults = _codec_faults(Path(folder))
     for fault in faults:
         print(fault)
     if faults:
@@ -97,6 +100,24 @@ def _verify(folder: str) -> int:
     replaced = f"; {len(index.replaced)} stand in for damaged ones" if index.replaced else ""
     print(f"{folder} is whole: {counts} images in {len(index.shards)} shards, {index.bytes / 1e6:.1f} MB{replaced}")
     return 0
+
+
+def _codec_faults(folder: Path) -> list[str]:
+    """Of what stands beside shards of codes."""
+    index = read_index(folder)
+    if not index.codes:
+        return []
+    from model.codec import CODEC, read_codec  # slow to import: only where it is needed
+
+    try:
+        codec = read_codec(folder / CODEC)
+    except OSError as error:
+        return [f"{folder / CODEC}: {error.strerror}"]
+    except UserError as error:
+        return [str(error)]
+    if (codec.patch_autoencoder, codec.images) != (index.codes.patch_autoencoder_sha256, index.checksum):
+        return [f"{folder / CODEC}: is of another PatchAE, or of other images, than the shards"]
+    return []
 
 
 if __name__ == "__main__":

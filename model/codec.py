@@ -1,6 +1,7 @@
 """Between pixels and the tokens of stage 2: PatchAE codes, standardised per dimension (paper Appendix B)."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -18,15 +19,18 @@ _FILE_BYTES = 2**26
 class PatchCodec(nn.Module):
     """A frozen PatchAE, and the mean and standard deviation of each dimension of its codes of the training images.
 
-    mean_C, std_C: float32; std_C above 0.
+    mean_C, std_C: float32; std_C above 0. images: the checksum of the index of these images. patch_autoencoder:
+    identifies the weights of the PatchAE; checksum: the whole codec.
     """
 
-    def __init__(self, autoencoder: PatchAutoencoder, mean_C: Tensor, std_C: Tensor):
+    def __init__(self, autoencoder: PatchAutoencoder, mean_C: Tensor, std_C: Tensor, images: str):
         super().__init__()
         self.autoencoder = autoencoder.requires_grad_(False).eval()
-        self.sha256 = weights_sha256(autoencoder)
+        self.patch_autoencoder = weights_sha256(autoencoder)
         self.register_buffer("mean_C", mean_C.float())
         self.register_buffer("std_C", std_C.float())
+        self.images = images
+        self.checksum = hashlib.sha256(f"{weights_sha256(self)} {images}".encode()).hexdigest()
 
     @property
     def code_dim(self) -> int:
@@ -48,7 +52,9 @@ class PatchCodec(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The content of a file that `read_codec` reads."""
-        return save({name: value.cpu().contiguous() for name, value in self.state_dict().items()})
+        tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        # One entry: safetensors writes several in any order, and the same codec must give the same bytes.
+        return save(tensors, {"of": f"{self.images} {self.checksum}"})
 
 
 @torch.no_grad()
@@ -77,6 +83,8 @@ def parse_codec(content: bytes, path: Path) -> PatchCodec:
     """A codec from the content of its file."""
     try:
         tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        images, _, checksum = header.get("__metadata__", {}).get("of", "").partition(" ")
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error})") from None
     autoencoder = PatchAutoencoder()
@@ -89,4 +97,7 @@ def parse_codec(content: bytes, path: Path) -> PatchCodec:
         raise UserError(f"{path} holds weights that are not finite, or codes of variance 0")
     mean_C, std_C = tensors.pop("mean_C"), tensors.pop("std_C")
     autoencoder.load_state_dict({name.removeprefix("autoencoder."): value for name, value in tensors.items()})
-    return PatchCodec(autoencoder, mean_C, std_C)
+    codec = PatchCodec(autoencoder, mean_C, std_C, images)
+    if codec.checksum != checksum:
+        raise UserError(f"{path} is damaged (its checksum differs)")
+    return codec

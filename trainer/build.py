@@ -95,7 +95,7 @@ def build_parts(config: Config, world: World) -> Parts:
             for split, seed in (("train", config.seed), ("test", None))  # the test images come in file order
         )
         refuse_damage(config.data, train_stream, test_stream)
-    world.require_same(**config.flat(), data_checksum=index.checksum, patch_autoencoder=codec.sha256 if codec else None)
+    world.require_same(**config.flat(), data_checksum=index.checksum, codec=codec.checksum if codec else None)
     return Parts(index, train_stream, test_stream, build_engine(config, task, world), copy.to(world.device), codec)
 
 
@@ -123,7 +123,7 @@ def open_codec(data: DataConfig) -> PatchCodec | None:
         raise UserError(f"{error}: make the codes again with {command('--overwrite')}") from None
     stage_1 = Path(data.patch_autoencoder) if data.patch_autoencoder else None
     is_there = stage_1 and RunDirectory(stage_1).config.exists()  # latents may have been copied without it
-    if is_there and weights_sha256(read_patch_autoencoder(stage_1)) != codec.sha256:
+    if is_there and weights_sha256(read_patch_autoencoder(stage_1)) != codec.patch_autoencoder:
         raise UserError(
             f"{data.latents} has the codes of another PatchAE than {stage_1} (trained on since?): make them again"
             f" with {command('--overwrite')}, or take them as they are with data.patch_autoencoder=null"
@@ -132,8 +132,9 @@ def open_codec(data: DataConfig) -> PatchCodec | None:
 
 
 def _encode_command(data: DataConfig) -> Callable[..., str]:
-    stage_1 = data.patch_autoencoder or "RUN"
-    return partial(encode_command, data.latents, images=data.shards, patch_autoencoder=stage_1)
+    from_what = {"images": data.shards, "patch_autoencoder": data.patch_autoencoder or "RUN"}
+    options = ["--statistics-only"] if data.encode == "on_the_fly" else []
+    return partial(encode_command, data.latents, *options, **from_what)
 
 
 def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
@@ -144,14 +145,23 @@ def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
     if codec and data.encode == "ahead":
         command = _encode_command(data)
         root, index = data.latents, load_index(data.latents, data.source, command)
-        if not index.codes or index.codes.patch_autoencoder_sha256 != codec.sha256:
+        if not index.codes or (index.codes.patch_autoencoder_sha256, index.checksum) != (
+            codec.patch_autoencoder,
+            codec.images,
+        ):
             raise UserError(
-                f"{root} has shards of another PatchAE than its {CODEC}: write them again with {command('--overwrite')}"
+                f"{root} has shards of another PatchAE, or of other images, than its {CODEC}: write them again with"
+                f" {command('--overwrite')}"
             )
     else:
         root, index = data.shards, load_index(data.shards, data.source)
         if index.codes:
             raise UserError(f"{root} holds codes, not images: name it as data.latents, and give data.shards the images")
+        if codec and codec.images != index.checksum:
+            raise UserError(
+                f"{data.latents} has the statistics of other images than those of {root}: make them again with"
+                f" {_encode_command(data)('--overwrite')}"
+            )
     if index.image_shape[0] != data.image_size:
         size, here = data.image_size, index.image_shape[0]
         mend = prepare_command(data.source, f"{data.shards}_{size}", f"--image-size {size}")

@@ -119,6 +119,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
             raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
         _set(values, dotted.split("."), _parse(text, f"override {dotted}"), override)
     stage_1, data = values.get("stage_1"), values.get("data")
+    if isinstance(stage_1, str) and Path(stage_1).resolve() == Path(path).resolve():
+        raise UserError(f"{path} names itself as stage_1: name the configuration of its PatchAE")
     if isinstance(stage_1, str) and isinstance(data, dict) and "patch_autoencoder" not in data:
         data["patch_autoencoder"] = load_config(stage_1).run_dir
     values.setdefault(

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.files import write_aside
-from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Shard, load_index, read_index, refuse_url
+from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Replaced, Shard, load_index, read_index, refuse_url
 from data.shard_files import Portion, locked, read_sidecar, refuse_other, remove_others, write_shard, write_sidecar
 from data.stream import Stream
 from model.codec import CODEC, PatchCodec, codes_of, read_codec, weights_sha256
@@ -38,10 +38,11 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of a job: its shard, unless only the statistics were wanted, and the moments of its codes."""
+    """What came of a job: the moments of its codes, its shard, unless it was not wanted, and its stand-ins."""
 
-    shard: Shard | None
     moments: Moments
+    shard: Shard | None
+    replaced: tuple[Replaced, ...]
 
 
 def encode_images(
@@ -77,16 +78,20 @@ def encode_images(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
-    with locked(out) if world.is_main else nullcontext():
+    jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]
+    with ExitStack() as stack:
+        found, is_whole = {}, False
         with world.agreed():
             if world.is_main:
-                _refuse_or_remove(out, recipe, command, overwrite)
-        jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]
-        found = world.broadcast({} if statistics_only or not world.is_main else _finished(jobs, recipe))
-        todo = [job for job in jobs if job.path not in found]
-        is_whole = _has_codec(out, recipe) and (statistics_only or not todo and (out / INDEX_NAME).exists())
-        if world.broadcast(is_whole):
+                stack.enter_context(_alone_in(out))
+                _refuse_or_remove(out, recipe, index.checksum, command, overwrite)
+                found = {} if statistics_only else _finished(jobs, recipe)
+                is_whole = statistics_only or len(found) == len(jobs) and (out / INDEX_NAME).exists()
+                is_whole = is_whole and _has_codec(out, recipe, index.checksum)
+        found, is_whole = world.broadcast((found, is_whole))
+        if is_whole:
             return f"{out} is whole, nothing to do"
+        todo = [job for job in jobs if job.path not in found]
 
         encoder = _Encoder(images, index, recipe, autoencoder.to(world.device), world.device)
         mine = todo[world.rank :: world.size]
@@ -100,12 +105,16 @@ def encode_images(
             made = {job.path: encoder.encode(job, statistics_only, bar.update) for job in mine}
         for of_rank in world.gather(made):
             found |= of_rank
-        damaged = sum(world.gather(encoder.damaged))
+        known = {(split, image.index) for split, shards in index.splits.items() for s in shards for image in s.replaced}
+        stand_ins = [(job.split, image.index) for job in jobs for image in found[job.path].replaced]
+        damaged = len({*stand_ins} - known)
 
         with world.agreed():
+            if damaged > _MAX_DAMAGED:
+                raise _too_damaged(images, index)
             if world.is_main:
                 of_train = [found[job.path].moments for job in jobs if job.split == "train"]
-                codec = PatchCodec(autoencoder, *_statistics(merge(of_train), images))
+                codec = PatchCodec(autoencoder, *_statistics(merge(of_train), images), index.checksum)
                 write_aside(out / CODEC, codec.to_bytes())
                 if not statistics_only:
                     splits = {job.split: () for job in jobs}
@@ -144,7 +153,17 @@ def _recipe(images: Path, index: Index, autoencoder: PatchAutoencoder) -> Recipe
     return index.recipe().model_copy(update=layout)
 
 
-def _refuse_or_remove(out: Path, recipe: Recipe, command: Callable[..., str], overwrite: bool) -> None:
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Not waited for: the other ranks would wait in a collective meanwhile."""
+    try:
+        with locked(out, wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+
+
+def _refuse_or_remove(out: Path, recipe: Recipe, images: str, command: Callable[..., str], overwrite: bool) -> None:
     """See to it that the folder has nothing but parts of what will be written."""
     if overwrite:
         for name in (INDEX_NAME, CODEC):  # first: from here on the folder is unfinished
@@ -153,15 +172,18 @@ def _refuse_or_remove(out: Path, recipe: Recipe, command: Callable[..., str], ov
         return
     if (out / INDEX_NAME).exists():
         refuse_other(out, read_index(out, command).recipe(), recipe, command("--overwrite"))
-    elif (out / CODEC).exists() and not _has_codec(out, recipe):
-        raise UserError(f"{out / CODEC} is of another PatchAE: choose another --out, or {command('--overwrite')}")
+    elif (out / CODEC).exists() and not _has_codec(out, recipe, images):
+        mend = f"choose another --out, or {command('--overwrite')}"
+        raise UserError(f"{out / CODEC} is of another PatchAE, or of other images, or damaged: {mend}")
 
 
-def _has_codec(out: Path, recipe: Recipe) -> bool:
+def _has_codec(out: Path, recipe: Recipe, images: str) -> bool:
+    """Whether the codec is that of the recipe, with the statistics of these images."""
     try:
-        return read_codec(out / CODEC).sha256 == recipe.codes.patch_autoencoder_sha256
+        codec = read_codec(out / CODEC)
     except (OSError, UserError):
         return False
+    return (codec.patch_autoencoder, codec.images) == (recipe.codes.patch_autoencoder_sha256, images)
 
 
 def _jobs(out: Path, index: Index, recipe: Recipe, only: str | None) -> Iterator[_Job]:
@@ -174,7 +196,19 @@ def _jobs(out: Path, index: Index, recipe: Recipe, only: str | None) -> Iterator
 
 def _finished(jobs: list[_Job], recipe: Recipe) -> dict[Path, _Done]:
     found = {job.path: read_sidecar(job.path, recipe, job.count) for job in jobs}
-    return {path: _Done(side.shard, side.moments) for path, side in found.items() if side and side.moments}
+    values = recipe.codes.code_dim, recipe.codes.patches
+    return {
+        job.path: _Done(side.moments, side.shard, side.shard.replaced)
+        for job in jobs
+        if (side := found[job.path]) and side.moments and _are_of(side.moments, job.count, *values)
+    }
+
+
+def _are_of(moments: Moments, images: int, code_dim: int, patches: int) -> bool:
+    """Whether these can be the moments of so many codes. What a file says is not trusted."""
+    sizes = (moments.count, len(moments.mean), len(moments.deviation))
+    values_are_sound = np.isfinite([*moments.mean, *moments.deviation]).all() and min(moments.deviation, default=0) >= 0
+    return sizes == (images * patches, code_dim, code_dim) and bool(values_are_sound)
 
 
 class _Encoder:
@@ -185,36 +219,37 @@ class _Encoder:
         self._autoencoder, self._device = autoencoder, device
         self._streams: dict[str, Stream] = {}
 
-    @property
-    def damaged(self) -> int:
-        return sum(len(stream.damaged) for stream in self._streams.values())
-
     def encode(self, job: _Job, statistics_only: bool, advance: Callable[[int], None]) -> _Done:
         """Write one latent shard, unless only the statistics are wanted."""
         moments: list[Moments] = []
-        portions = self._portions(job, moments, advance)
+        replaced: list[Replaced] = []
+        portions = self._portions(job, moments, replaced, advance)
         if statistics_only:
             deque(portions, maxlen=0)
-            return _Done(None, merge(moments))
-        shard = write_shard(job.path, self._recipe, portions)
-        write_sidecar(job.path, self._recipe, shard, merge(moments))
-        return _Done(shard, merge(moments))
+            return _Done(merge(moments), None, tuple(replaced))
+        try:
+            shard = write_shard(job.path, self._recipe, portions, replaced)
+            write_sidecar(job.path, self._recipe, shard, merge(moments))
+        except OSError as error:
+            raise UserError(
+                f"{job.path} cannot be written ({error.strerror}): see to its disk, and start the same command again"
+            ) from None
+        return _Done(merge(moments), shard, tuple(replaced))
 
-    def _portions(self, job: _Job, moments: list[Moments], advance: Callable[[int], None]) -> Iterator[Portion]:
-        """The records of a shard; the moments of each are appended."""
+    def _portions(
+        self, job: _Job, moments: list[Moments], replaced: list[Replaced], advance: Callable[[int], None]
+    ) -> Iterator[Portion]:
+        """The records of a shard; the moments of each are appended, and at its end the damaged images."""
         stream = self._stream(job.split)
         for number in count(job.first // self._recipe.record_images):
             first = number * self._recipe.record_images
             last = min(first + self._recipe.record_images, job.first + job.count)
             if first >= last:
+                replaced += self._stand_ins(job, stream)
                 return
             batch = stream.read(torch.arange(first, last))
             if len(stream.damaged) > _MAX_DAMAGED:
-                fault = stream.damaged[min(stream.damaged)]
-                raise UserError(
-                    f"more than {_MAX_DAMAGED} images of {self._images} are damaged (first: {fault}):"
-                    f" {self._index.mend(self._images)}"
-                )
+                raise _too_damaged(self._images, self._index, stream.damaged[min(stream.damaged)])
             code_BLC = codes_of(self._autoencoder, batch.x_BLD).cpu().numpy()
             if not np.isfinite(code_BLC).all():
                 raise UserError(
@@ -225,11 +260,26 @@ class _Encoder:
             advance(last - first)
             yield f"{job.split}-{number:06d}", code_BLC, batch.label_B.cpu().numpy()
 
+    def _stand_ins(self, job: _Job, stream: Stream) -> list[Replaced]:
+        """Those that the images' index names, and those found damaged since."""
+        end = job.first + job.count
+        known = {image.index: image for shard in self._index.splits[job.split] for image in shard.replaced}
+        for place in sorted(stream.damaged):
+            sound = next(i % stream.images for i in count(place + 1) if i % stream.images not in stream.damaged)
+            reason = printable(stream.damaged[place])
+            known[place] = Replaced(name=f"{job.split} {place}", reason=reason, index=place, stand_in=sound)
+        return [known[place] for place in sorted(known) if job.first <= place < end]
+
     def _stream(self, split: str) -> Stream:
         if split not in self._streams:
             how = {"patch_size": self._autoencoder.patch_size, "device": self._device, "memory_bytes": 0}
             self._streams[split] = Stream(self._index, self._images, split, seed=None, **how)
         return self._streams[split]
+
+
+def _too_damaged(images: Path, index: Index, first: str = "") -> UserError:
+    named = f" (first: {first})" if first else ""
+    return UserError(f"more than {_MAX_DAMAGED} images of {images} are damaged{named}: {index.mend(images)}")
 
 
 def moments_of(code_NC: np.ndarray) -> Moments:

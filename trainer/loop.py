@@ -45,7 +45,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             run.acquire(resume)
 
     # Where it goes on: the order of a resume is numbered in trainer/resume.py.
-    shared = identity(config, parts)
+    shared = identity(config, parts.index, parts.codec)
     state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
     images, step = state.images, state.step
     bar = ProgressBar(images, config.total_images, shown=world.is_main)

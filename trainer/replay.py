@@ -27,7 +27,7 @@ def replay(config: Config, world: World, run: RunDirectory, step: int) -> dict:
     and its own terms, in fp32. gradient_norms: of each parameter on the rank where it is largest, in fp32.
     """
     parts = build_parts(config, world)
-    shared = identity(config, parts)
+    shared = identity(config, parts.index, parts.codec)
     state = restore(parts, run.checkpoints, shared, before_step=step - 1) or State(identity=shared)
     images, plans = state.images, parts.copy.plans
     batches = micro_batches(parts.train_stream, config, images, parts.copy.groups, world)

@@ -88,8 +88,8 @@ def _elbos(reports: Reports) -> str:
     rows.append(["active latent units", *(f"{r['latent']['active_units']}" for r in reports.values())])
     text = (
         "The ELBOs are the paper's objective (variance 1, no constants) on the test images. The bounds of "
-        "log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an image "
-        "(± standard error). All of these are densities of what the model learns: pixels, or the codes of a first stage. "
+        "log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an "
+        "image (± standard error). All are densities of what the model learns: pixels, or the codes of a first stage. "
         "A vae was trained on none of the tasks of BigLearnELBO but the joint one."
     )
     return f"<p>{text}</p>" + _table(["", *reports], rows)

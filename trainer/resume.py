@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from data.errors import UserError
+from data.index import Index
+from model.codec import PatchCodec
 from trainer.build import Parts
 from trainer.checkpoint import Checkpoint, State, newest_whole
 from trainer.checkpoint_writer import KINDS
@@ -25,10 +27,10 @@ from trainer.config import Config
 log = logging.getLogger(__name__)
 
 
-def identity(config: Config, parts: Parts) -> dict:
+def identity(config: Config, index: Index, codec: PatchCodec | None) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
-    of_codec = {"patch_autoencoder": parts.codec.sha256} if parts.codec else {}
-    return {**config.of_model(), **of_codec, "data_checksum": parts.index.checksum}
+    of_codec = {"codec": codec.checksum} if codec else {}
+    return {**config.of_model(), **of_codec, "data_checksum": index.checksum}
 
 
 def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None = None) -> State | None:

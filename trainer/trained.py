@@ -25,8 +25,19 @@ def read_trained(path: Path) -> tuple[Description, dict[str, Tensor], PatchCodec
         raise UserError(
             f"{run.codec} is absent, without which codes are no images: copy it from where the run was made"
         )
-    codec = read_codec(run.codec) if config.data.code_dim else None
+    codec = _codec(run, checkpoint) if config.data.code_dim else None
     return describe(config, checkpoint.state.images), _model_weights(checkpoint), codec
+
+
+def _codec(run: RunDirectory, checkpoint: Checkpoint) -> PatchCodec:
+    mend = "copy it from where the run was made"
+    try:
+        codec = read_codec(run.codec)
+    except UserError as error:
+        raise UserError(f"{error}: {mend}") from None
+    if codec.checksum != checkpoint.state.identity.get("codec"):
+        raise UserError(f"{run.codec} is not the codec that this run was trained with: {mend}")
+    return codec
 
 
 def read_patch_autoencoder(path: Path) -> PatchAutoencoder:

@@ -1,6 +1,8 @@
 """Both stages by one command, from a small CelebA in the official layout to completed faces; stopped and gone on."""
 
+import fcntl
 import json
+import shutil
 import signal
 import time
 
@@ -90,6 +92,52 @@ def test_a_stopped_pipeline_goes_on_to_the_same_end(finished, start, source, tmp
     assert (run / CODEC).read_bytes() == (finished / CODEC).read_bytes()
 
 
+def test_two_processes_are_stopped_together(finished, start, source, tmp_path):
+    run = tmp_path / "run"
+    where = [f"data.shards={finished / 'images'}", f"data.patch_autoencoder={run / 'patch_ae'}"]
+    command = (*PIPELINE, "--processes", "2", f"run_dir={run}", *where, *SMALL, "stage_1.train.total_images=4000")
+    process = start.background(*command)
+    metrics = run / "patch_ae/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "stopped by SIGUSR1 after" in err  # the training itself said so before the pipeline ended
+    assert "Traceback" not in err
+    with (run / "patch_ae/lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains on
+    assert [*(run / "patch_ae/checkpoints").glob("img-*")]
+
+
+def test_codes_of_another_patchae_do_not_pass_for_what_was_learned(finished, start, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    command = (*PIPELINE, f"run_dir={run}", *SMALL, "stage_1.train.total_images=40")
+    refused = start(*command)
+    assert refused.returncode == 2
+    assert "holds other data (codes of another PatchAE)" in refused.stderr
+    assert "goes on there" not in refused.stderr
+    encode = ["--images", run / "images", "--patch-autoencoder", run / "patch_ae", "--out", run / "latents"]
+    assert start("python", "launch/encode.py", *encode, "--overwrite").returncode == 0
+    refused = start(*command)
+    assert refused.returncode == 2
+    assert "is of another run (codec" in refused.stderr
+    shutil.copy(run / "latents" / CODEC, run / CODEC)
+    refused = start("python", "launch/sample.py", "generate", "--model", run, "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "is not the codec that this run was trained with: copy it" in refused.stderr
+
+
+def test_verify_looks_at_the_codec_of_latent_shards(finished, start, tmp_path):
+    latents = shutil.copytree(finished / "latents", tmp_path / "latents")
+    content = bytearray((latents / CODEC).read_bytes())
+    content[-100] ^= 1
+    (latents / CODEC).write_bytes(content)
+    done = start("python", "launch/prepare.py", "verify", latents)
+    assert done.returncode == 1
+    assert f"{CODEC} is damaged" in done.stdout
+
+
 def test_two_processes_complete_what_a_killed_encoding_left(finished, start, root, tmp_path):
     command = ["--images", finished / "images", "--patch-autoencoder", finished / "patch_ae", "--out", tmp_path / "out"]
     fault = {"COMMAND": "encode.py", "FAULT": "kill trainer.encoding:write_sidecar 2"}
@@ -127,6 +175,9 @@ def test_both_ways_to_the_codes_train_alike(finished, start, tmp_path):
         (("stage_1=null",), "has one stage alone"),
         (("--processes", "3"), "is not divisible by 3 ranks"),
         (("stage_1.train.batchsize=3",), "did you mean train.batch_size?"),
+        (("stage_1.run_dir=elsewhere",), "stage_1.run_dir is shared by both stages: set data.patch_autoencoder="),
+        (("stage_1=configs/mnist_case1.yaml",), "stage_1 of configs/celeba_tiny.yaml is a biglearn_u, no patch_ae"),
+        (("data.latents=one", "data.shards=one"), "data.latents and data.shards are both one"),
     ],
 )
 def test_mistakes_are_one_plain_line(start, tmp_path, arguments, cause):

@@ -25,7 +25,7 @@ def vae():
     torch.manual_seed(0)
     data = DataConfig(source="digits", image_size=32, patch_size=16, code_dim=512)
     of = Description(method="biglearn_u", data=data, model=MODEL, objective=ObjectiveConfig(), seed=0, images=0)
-    codec = PatchCodec(PatchAutoencoder(), torch.randn(512) / 10, torch.rand(512) + 0.1)
+    codec = PatchCodec(PatchAutoencoder(), torch.randn(512) / 10, torch.rand(512) + 0.1, images="0" * 64)
     model = BigLearnModel(MODEL, "biglearn_u", data.token_dim, data.patches).requires_grad_(False)
     return BigLearnVAE(model, of, codec=codec)
 

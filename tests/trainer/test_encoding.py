@@ -1,5 +1,6 @@
 """From images to latent shards: what they hold, their statistics, resuming, refusals; and training on them."""
 
+import json
 import shutil
 from functools import partial
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from data.index import INDEX_NAME, encode_command, load_index
+from data.shard_files import locked
 from data.shards import prepare
 from data.stream import Stream
 from data.verify import verify
@@ -158,10 +160,47 @@ def test_the_codes_of_another_patchae_are_refused_and_replaced_on_request(latent
     assert verify(latents) == []
 
 
+def test_shards_of_another_patchae_that_an_interruption_left_are_written_again(latents, digits_shards, world, tmp_path):
+    for name in (INDEX_NAME, CODEC):
+        (latents / name).unlink()
+    encode(digits_shards, latents, other_autoencoder(), world)
+    encode(digits_shards, tmp_path / "clean", other_autoencoder(), world)
+    assert content(latents) == content(tmp_path / "clean")
+
+
+def test_an_interrupted_overwriting_leaves_no_index(latents, digits_shards, world, monkeypatch):
+    monkeypatch.setattr(encoding._Encoder, "encode", lambda *_: pytest.exit("killed"))
+    with pytest.raises(pytest.exit.Exception):
+        encode(digits_shards, latents, other_autoencoder(), world, overwrite=True)
+    assert not [*latents.glob("*.json")]
+    assert not (latents / CODEC).exists()
+
+
+def test_two_writers_of_a_folder_are_refused(latents, digits_shards, autoencoder, world):
+    with locked(latents, wait=False), pytest.raises(UserError, match="is being written by another process"):
+        encode(digits_shards, latents, autoencoder, world)
+
+
+def test_moments_that_cannot_be_of_the_codes_are_made_again(latents, encoded, digits_shards, autoencoder, world):
+    for name in (INDEX_NAME, CODEC):
+        (latents / name).unlink()
+    for number, change in enumerate(({"count": 1}, {"mean": [0.0] * 500}, {"deviation": [-1.0] * 512})):
+        path = latents / f"train-{number:06d}.tar.json"
+        sidecar = json.loads(path.read_text())
+        sidecar["moments"] |= change
+        path.write_text(json.dumps(sidecar))
+    encode(digits_shards, latents, autoencoder, world)
+    assert content(latents) == content(encoded)
+
+
 def test_other_images_are_refused(latents, autoencoder, world, tmp_path):
     prepare("digits", tmp_path / "larger", image_size=64, progress=False)
     with pytest.raises(UserError, match="holds other data"):
         encode(tmp_path / "larger", latents, autoencoder, world)
+    for name in [path.name for path in latents.iterdir() if path.name not in (CODEC, ".lock")]:
+        (latents / name).unlink()
+    with pytest.raises(UserError, match="of other images"):
+        encode(tmp_path / "larger", latents, autoencoder, world, statistics_only=True)
 
 
 @pytest.mark.parametrize("size", [8, 40])
@@ -212,6 +251,11 @@ def test_damaged_images_are_counted_and_sound_ones_stand_in(digits_shards, autoe
     )
     equal_B = (code_BLC[1:] == code_BLC[:-1]).flatten(1).all(1)
     assert equal_B.sum() == 1  # the damaged one is like the next one
+    (replaced,) = load_index(tmp_path / "out").replaced
+    assert replaced.stand_in == replaced.index + 1 == 1011 + equal_B.int().argmax()
+    assert "CRC-32" in replaced.reason
+    (tmp_path / "out" / INDEX_NAME).unlink()
+    assert "sound images stand in for 1 damaged ones" in encode(images, tmp_path / "out", autoencoder, world)
     monkeypatch.setattr(encoding, "_MAX_DAMAGED", 0)
     with pytest.raises(UserError, match="more than 0 images .* are damaged"):
         encode(images, tmp_path / "other", autoencoder, world)
@@ -235,7 +279,8 @@ def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world):
         std_C = ahead.codec.std_C
         step = 2e-3 * (one.x_BLD * std_C + ahead.codec.mean_C).abs() / std_C + 1e-6  # a step of float16
         assert ((one.x_BLD - other.x_BLD).abs() <= step).all()
-    assert identity(coded(), ahead) == identity(coded(), on_the_fly)
+    of_both = [identity(coded(), parts.index, parts.codec) for parts in (ahead, on_the_fly)]
+    assert of_both[0] == of_both[1]
 
 
 @pytest.mark.parametrize("how", ["ahead", "on_the_fly"])
@@ -255,7 +300,7 @@ def test_latents_that_are_absent_name_the_command(coded, latents):
 def test_latents_of_another_patchae_than_their_codec_are_refused(coded, latents, digits_shards, world, tmp_path):
     encode(digits_shards, tmp_path / "other", other_autoencoder(), world, statistics_only=True)
     shutil.copy(tmp_path / "other" / CODEC, latents / CODEC)
-    with pytest.raises(UserError, match=r"shards of another PatchAE than its codec.*--overwrite"):
+    with pytest.raises(UserError, match=r"shards of another PatchAE.* than its codec.*--overwrite"):
         build_parts(coded(), world)
 
 
@@ -268,7 +313,7 @@ def run_of_stage_1(tiny, world, folder):
     run.path.mkdir()
     run.create(config, 0, None)
     writer = CheckpointWriter(run.checkpoints, config.checkpoint, parts.engine, parts.shapes)
-    writer.start(State(images=0, step=0, identity=identity(config, parts)))
+    writer.start(State(images=0, step=0, identity=identity(config, parts.index, parts.codec)))
     writer.finish()
     return folder
 
@@ -286,12 +331,12 @@ def test_a_run_does_not_go_on_with_the_codes_of_another_patchae(coded, latents, 
     config = coded()
     parts = build_parts(config, world)
     writer = CheckpointWriter(tmp_path / "kept", config.checkpoint, parts.engine, parts.shapes)
-    writer.start(State(images=0, step=0, identity=identity(config, parts)))
+    writer.start(State(images=0, step=0, identity=identity(config, parts.index, parts.codec)))
     writer.finish()
     encode(digits_shards, latents, other_autoencoder(), world, overwrite=True)
     others = build_parts(config, world)
-    with pytest.raises(UserError, match="patch_autoencoder .* there, .* here"):
-        restore(others, tmp_path / "kept", identity(config, others))
+    with pytest.raises(UserError, match="codec .* there, .* here"):
+        restore(others, tmp_path / "kept", identity(config, others.index, others.codec))
 
 
 def test_images_are_not_taken_for_codes_nor_codes_for_images(coded, latents, tiny, digits_shards, world):
@@ -299,7 +344,7 @@ def test_images_are_not_taken_for_codes_nor_codes_for_images(coded, latents, tin
         build_parts(tiny("data.patch_size=16", f"data.shards={latents}"), world)
     shutil.copy(latents / CODEC, digits_shards / CODEC)
     try:
-        with pytest.raises(UserError, match="shards of another PatchAE than its codec"):
+        with pytest.raises(UserError, match="shards of another PatchAE.* than its codec"):
             build_parts(coded(f"data.latents={digits_shards}"), world)
     finally:
         (digits_shards / CODEC).unlink()

@@ -21,7 +21,7 @@ def saved(tiny, world, tmp_path):
     batch = parts.train_stream.read(torch.arange(16))
     parts.engine.step([batch], parts.copy.plans[0], 1e-3, 0.5)
     writer = CheckpointWriter(tmp_path, config.checkpoint, parts.engine, parts.shapes)
-    writer.start(State(images=16, step=1, identity=identity(config, parts)))
+    writer.start(State(images=16, step=1, identity=identity(config, parts.index, parts.codec)))
     writer.finish()
     assert writer.error is None
     return config, parts, tmp_path
@@ -30,7 +30,7 @@ def saved(tiny, world, tmp_path):
 def test_all_tensors_come_back(saved, world):
     config, parts, folder = saved
     fresh = build_parts(config, world)
-    state = restore(fresh, folder, identity(config, fresh))
+    state = restore(fresh, folder, identity(config, fresh.index, fresh.codec))
     assert (state.images, state.step) == (16, 1)
     before, after = parts.engine.full_state(*KINDS), fresh.engine.full_state(*KINDS)
     for kind in KINDS:
@@ -51,19 +51,20 @@ def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, overrid
     _, parts, folder = saved
     other = tiny(override)
     with pytest.raises(UserError, match="is of another run") as refusal:
-        restore(build_parts(other, world), folder, identity(other, parts))
+        restore(build_parts(other, world), folder, identity(other, parts.index, parts.codec))
     assert named in str(refusal.value)
 
 
 def test_how_a_step_is_computed_may_change(saved):
     config, parts, _ = saved
     engine = EngineConfig(name="accelerate", attention="triton", precision="bf16")
-    assert identity(config.model_copy(update={"engine": engine}), parts) == identity(config, parts)
+    other = config.model_copy(update={"engine": engine})
+    assert identity(other, parts.index, parts.codec) == identity(config, parts.index, parts.codec)
 
 
 def test_other_data_is_refused(saved):
     config, parts, folder = saved
-    shared = identity(config, parts) | {"data_checksum": "0" * 64}
+    shared = identity(config, parts.index, parts.codec) | {"data_checksum": "0" * 64}
     with pytest.raises(UserError, match="data_checksum .* there, 0000.* here"):
         restore(parts, folder, shared)
 
@@ -81,7 +82,7 @@ def test_tensors_that_do_not_fit_are_named_even_if_everything_else_agrees(saved,
     save_file(tensors, path / "other.safetensors")
     forge(path, "ema.safetensors", (path / "other.safetensors").read_bytes())
     with pytest.raises(UserError, match=f"ema of {name}"):
-        restore(parts, folder, identity(config, parts))
+        restore(parts, folder, identity(config, parts.index, parts.codec))
 
 
 def test_a_state_that_is_not_finite_is_never_written(saved, tmp_path):
