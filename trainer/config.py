@@ -117,7 +117,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
             raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
-        _set(values, dotted.split("."), _parse(text, f"override {dotted}"), override)
+        _set(values, dotted.split("."), parse_yaml(text, f"override {dotted}"), override)
     stage_1, data = values.get("stage_1"), values.get("data")
     if isinstance(stage_1, str) and Path(stage_1).resolve() == Path(path).resolve():
         raise UserError(f"{path} names itself as stage_1: name the configuration of its PatchAE")
@@ -147,19 +147,7 @@ def _flat(values: dict, prefix: str = "") -> dict:
 def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself; remove one of the extends lines")
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; a configuration is one of YAML, see configs/ for examples")
-        if path.stat().st_size > _CONFIG_BYTES:
-            raise UserError(f"{path} has more than {_CONFIG_BYTES:,} bytes; a configuration is a short YAML file")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}; see configs/ for examples") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; a configuration is YAML") from None
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a configuration is a mapping of sections; see configs/ for examples")
+    values = read_mapping(path, "a configuration", "configs/")
     if isinstance(values.get("stage_1"), str):
         values["stage_1"] = str((path.parent / values["stage_1"]).resolve())
     parent = values.pop("extends", None)
@@ -170,9 +158,28 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     return _merge(_read(path.parent / parent, (*seen, path.resolve())), values)
 
 
-def _parse(text: str, where: str):
+def read_mapping(path: Path, what: str, examples: str, loader: type = yaml.SafeLoader) -> dict:
+    """The keys and values of a YAML file. what, examples: for the UserError when it is none."""
     try:
-        return yaml.safe_load(text)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; {what} is one of YAML, see {examples} for examples")
+        if path.stat().st_size > _CONFIG_BYTES:
+            raise UserError(f"{path} has more than {_CONFIG_BYTES:,} bytes; {what} is a short YAML file")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}; see {examples} for examples") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; {what} is YAML") from None
+    values = parse_yaml(text, str(path), loader)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {what} is a mapping; see {examples} for examples")
+    return values
+
+
+def parse_yaml(text: str, where: str, loader: type = yaml.SafeLoader):
+    """UserError that names `where` when the text is no YAML."""
+    try:
+        return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

@@ -1,0 +1,52 @@
+
+# ---- From here on the same in every job. ----
+
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+history=$run/slurm/history  # one line for each start and end; launch/slurm/status.py reads it
+tell() { echo "$(date -u +%FT%TZ) $name, job $job on $SLURM_JOB_NODELIST: $*"; }
+note() { echo "$(date -u +%FT%TZ) $name $job $*" >>"$history"; }
+work() { ls "$progress" 2>/dev/null | cksum | cut -d ' ' -f 1; }  # changes with every new file there
+
+# How many starts of this job in a row, up to now, have added nothing. One that was asked to stop does not count.
+started_from=$(work)
+fruitless=$(awk -v name="$name" -v job="$job" -v from="$started_from" '
+    $2 == name && $3 == job && $4 == "start" { n = $5 == from ? n + 1 : 0 }
+    $2 == name && $3 == job && $4 == "end" && $5 == 75 { n = 0 }
+    END { print n + 0 }' "$history")
+if [ "$fruitless" -gt "$restarts" ]; then
+    tell "$fruitless starts have added nothing to $progress: it is not started again"
+    note end 1
+    exit 1
+fi
+
+tell "start ${SLURM_RESTART_COUNT:-0}"
+note start "$started_from" "$SLURM_JOB_NODELIST"
+is_over=
+trap 'is_over=1' TERM  # scancel, or the end of the job's time. The ranks are told, too, and write a checkpoint.
+srun --kill-on-bad-exit=1 "${command[@]}" &
+step=$!
+while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
+[ "$code" = $((128 + 10)) ] && code=75  # a step that has nothing to save does not catch the warning
+note end "$code"
+
+case $code in
+    0) tell "done" && exit 0 ;;
+    2 | 3) tell "ended with exit code $code, which another start would not mend" && exit "$code" ;;
+    75) tell "was asked to stop" ;;
+    *)
+        last=$(tail -n 1 "$progress/../metrics.jsonl" 2>/dev/null | cut -d , -f 1,2)
+        tell "a rank has failed or was killed (exit code $code), see above; the last step on record: ${last:-none}"
+        if [ "$fruitless" -ge "$restarts" ] && [ "$(work)" = "$started_from" ]; then
+            tell "$((fruitless + 1)) starts have added nothing to $progress: it is not started again"
+            exit "$code"
+        fi
+        ;;
+esac
+if [ -n "$is_over" ] || grep -q " $name $job cancel" "$history"; then
+    tell "is over"
+    exit "$code"
+fi
+tell "will be started again"
+scontrol requeue "$SLURM_JOB_ID" || tell "cannot be queued again: submit it once more, it goes on where it was"
+exit "$code"

@@ -1,0 +1,95 @@
+"""How far submitted runs are: what SLURM does with them, what they have learned, what they have met."""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import argparse
+
+from data.errors import UserError
+from launch.cli import run
+from launch.slurm.jobs import FOLDER, Event, Queued, jobs_of, read_queue
+
+EXAMPLES = """\
+examples:
+  python launch/slurm/status.py                                     all below runs/
+  python launch/slurm/status.py runs/celeba_base-biglearn_u
+  python launch/slurm/status.py runs/table3                         a sweep
+
+state is SLURM's while the job is in its hands; then done, or how it ended. starts counts how often it was started.
+"""
+_ENDS = {
+    0: "done",
+    2: "mistake (2)",
+    3: "not finite (3)",
+    75: "stopped (75)",
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python launch/slurm/status.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="runs, or folders of runs; default: runs")
+    options = parser.parse_args(arguments)
+
+    queue = read_queue()
+    folders = options.folders or [Path("runs")]
+    runs = {history.parent.parent for folder in folders for history in folder.rglob(f"{FOLDER}/history")}
+    if not runs:
+        where = ", ".join(map(str, folders))
+        raise UserError(f"nothing below {where} was submitted: see launch/slurm/submit.py --help")
+    lines = [("run", "job", "number", "state", "where", "starts", "learned from", "images/s", "left")]
+    for path in sorted(runs):
+        lines += [(str(path), *_words(path, name, events, queue)) for name, events in jobs_of(path).items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _words(path: Path, name: str, events: list[Event], queue: dict[str, Queued]) -> tuple[str, ...]:
+    """One line of the table."""
+    job, starts = events[0].job, [event for event in events if event.what == "start"]
+    queued = queue.get(job)
+    state, where = (queued.state, queued.where) if queued else (_end(path, name, events), "")
+    return (name, job, state, where, str(len(starts)), *_learned(path, name, is_running=bool(queued)))
+
+
+def _end(path: Path, name: str, events: list[Event]) -> str:
+    """How a job ended that SLURM has forgotten."""
+    last = events[-1]
+    if any(event.what == "cancel" for event in events):
+        return "cancelled"
+    if last.what == "end":
+        code = int(last.details[0])
+        return _ENDS.get(code, f"failed ({code})")
+    return "never started" if last.what == "submit" else "lost"
+
+
+def _learned(path: Path, name: str, is_running: bool) -> tuple[str, str, str]:
+    """Of a training: images so far of how many, speed, and the time that is left."""
+    from trainer.config import load_config
+    from trainer.metrics import read_lines
+
+    file = path / FOLDER / f"{name}.yaml"
+    if not file.exists():
+        return "", "", ""
+    config = load_config(file)
+    lines = read_lines(Path(config.run_dir) / "metrics.jsonl")
+    images, total = lines[-1]["images"] if lines else 0, config.total_images
+    learned = f"{images:,} of {total:,}"
+    speed = lines[-1].get("images_per_second") if lines else None
+    if not is_running or not speed or images >= total:
+        return learned, "", ""
+    minutes = round((total - images) / speed / 60)
+    return learned, f"{speed:,.0f}", f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,223 @@
+"""Hand a training to SLURM: a job that goes on by itself after every interruption, until the model is trained.
+
+Writes the configuration and a readable script into the run's directory, DIR/slurm, where the log of all starts
+comes, too. A run that was submitted before goes on, on as many nodes as now asked for.
+"""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import argparse
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data.errors import UserError
+from launch.cli import run, whole_number
+
+if TYPE_CHECKING:
+    from launch.slurm.cluster import Profile
+    from launch.slurm.script import Job
+    from trainer.config import Config
+
+EXAMPLES = """\
+examples:
+  python launch/slurm/submit.py --config configs/mnist_case1.yaml --gpus-per-node 1
+  python launch/slurm/submit.py --config configs/celeba_base.yaml --nodes 4 --gpus-per-node 8 --profile cluster.yaml
+  python launch/slurm/submit.py --pipeline --config configs/celeba_base.yaml --source /data/celeba --gpus-per-node 8
+  python launch/slurm/submit.py --sweep configs/sweeps/table3.yaml --gpus-per-node 1 --at-once 8 slurm.time=4:00:00
+  python launch/slurm/submit.py --config configs/digits.yaml --ranks-per-node 2 --dry-run
+
+Overrides are those of launch/train.py; with slurm. before them, of the profile. See docs/clusters.md.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_intermixed_args(arguments)
+
+    from launch.slurm import jobs
+    from launch.slurm.cluster import load_profile
+    from trainer.config import dump_config
+
+    overrides = [text for text in options.overrides if not text.startswith("slurm.")]
+    of_slurm = [text.removeprefix("slurm.") for text in options.overrides if text.startswith("slurm.")]
+    profile = load_profile(options.profile, of_slurm)
+    make = _pipeline if options.pipeline else _sweep if options.sweep else _single
+    order = make(options, overrides)
+    written_by = shlex.join(["python", "launch/slurm/submit.py", *arguments])
+    if options.dry_run:
+        for job in order.jobs:
+            print(f"# {_script_path(job)}\n{_text(job, profile, written_by)}")
+        return 0
+    queue = jobs.read_queue()
+    for path in order.runs:
+        for name, job in jobs.live_jobs(path, queue).items():
+            raise UserError(
+                f"{path} has job {job} already ({name}, {queue[job].state}): wait for it, or first"
+                f" `python launch/slurm/cancel.py {path}`"
+            )
+    for path, name, config in order.configs:
+        _write(path / jobs.FOLDER / f"{name}.yaml", dump_config(config))
+    before = None
+    for job in order.jobs:
+        if job.is_array:
+            _write(job.run, "".join(f"{path}\n" for path in order.runs))
+        _write(_script_path(job), _text(job, profile, written_by))
+        chain = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
+        array = [f"--array=0-{len(order.runs) - 1}%{options.at_once or len(order.runs)}"] if job.is_array else []
+        before = jobs.submit(_script_path(job), *chain, *array)
+        for place, path in enumerate(order.runs):
+            jobs.note(path, job.name, f"{before}_{place}" if job.is_array else before, "submit", str(job.nodes))
+        print(f"job {before}: {job.name} of {job.run if not job.is_array else f'{len(order.runs)} runs'}")
+    print(f"look at it: python launch/slurm/status.py {order.folder}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python launch/slurm/submit.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="one run")
+    what.add_argument("--sweep", metavar="FILE", help="all runs of a file of configs/sweeps/, as an array of jobs")
+    add("--pipeline", action="store_true", help="with --config: both stages, each step after the last one")
+    add("--source", metavar="DIR", help="of --pipeline: folder of the original files")
+    add("--nodes", type=whole_number, default=1, metavar="N", help="default: 1")
+    add("--gpus-per-node", type=whole_number, default=0, metavar="M", help="one rank each; default: none")
+    add("--ranks-per-node", type=whole_number, metavar="R", help="on nodes without GPUs; default: 1")
+    add("--at-once", type=whole_number, metavar="N", help="of --sweep: so many of its jobs at a time; default: all")
+    add("--profile", metavar="FILE", help="what is particular to the cluster; see configs/clusters/")
+    add("--dry-run", action="store_true", help="print the scripts, write and submit nothing")
+    add("overrides", nargs="*", metavar="key=value", help="as train.batch_size=512 or slurm.partition=debug")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to submit: the jobs in their order, the runs they are of, and the configurations they read.
+
+    configs: the run, the name of the file, and what it holds. folder: what status.py is told.
+    """
+
+    jobs: list["Job"]
+    runs: list[Path]
+    configs: list[tuple[Path, str, "Config"]]
+    folder: Path
+
+
+def _single(options: argparse.Namespace, overrides: list[str]) -> _Order:
+    """One training."""
+    from launch.slurm.jobs import FOLDER
+    from trainer.config import load_config
+
+    config = load_config(options.config, overrides)
+    _require_ready(config, _world_size(options))
+    path = Path(config.run_dir)
+    job = _job(options, "train", path, _training("train"), '"$run/checkpoints"', path / FOLDER / "train.log")
+    return _Order([job], [path], [(path, "train", config)], path)
+
+
+def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
+    """The steps of both stages that are not whole, in the directory of stage 2."""
+    from launch.slurm.jobs import FOLDER
+    from launch.stages import Stages
+
+    stages = Stages.load(options.config, overrides)
+    stages.require_fit(_world_size(options))
+    path, jobs, configs = Path(stages.stage_2.run_dir), [], []
+    steps = [*stages.steps(str(Path(options.source).resolve()) if options.source else None)]
+    for step in steps:
+        if step.whole:
+            print(f"# {step.name} is left out: {step.whole}")
+            continue
+        if step.config:
+            configs.append((path, step.name, step.config))
+        command = _training(step.name) if step.config else shlex.join(step.command)
+        progress, log = shlex.quote(str(step.work)), path / FOLDER / f"{step.name}.log"
+        jobs.append(_job(options, step.name, path, command, progress, log, is_alone=not step.parallel))
+    if not configs:
+        raise UserError(f"{path} is trained already: {steps[-1].whole}")
+    return _Order(jobs, [path], configs, path)
+
+
+def _sweep(options: argparse.Namespace, overrides: list[str]) -> _Order:
+    """An array, one place for each run that is not whole."""
+    from launch.slurm.jobs import FOLDER
+    from launch.slurm.sweep import load_sweep
+    from launch.stages import why_trained
+
+    base, configs = load_sweep(Path(options.sweep), overrides)
+    todo = [config for config in configs if not why_trained(config)]
+    if not todo:
+        raise UserError(f"{base}: all {len(configs)} runs are trained already")
+    for config in todo:
+        _require_ready(config, _world_size(options))
+    print(f"# {len(todo)} of {len(configs)} runs of {options.sweep} are to be trained")
+    runs = [Path(config.run_dir) for config in todo]
+    job = _job(
+        options, "train", base / FOLDER / "runs", _training("train"), '"$run/checkpoints"', base / FOLDER / "%a.log",
+        is_array=True,
+    )  # fmt: skip
+    return _Order([job], runs, [(path, "train", config) for path, config in zip(runs, todo, strict=True)], base)
+
+
+def _job(options: argparse.Namespace, name: str, path: Path, command: str, progress: str, log: Path, **how) -> "Job":
+    from launch.slurm.script import Job
+
+    if how.pop("is_alone", False):
+        return Job(name, path, command, progress, log, nodes=1, ranks_per_node=1)
+    ranks = options.gpus_per_node or options.ranks_per_node or 1
+    return Job(name, path, command, progress, log, options.nodes, ranks, options.gpus_per_node, **how)
+
+
+def _training(name: str) -> str:
+    """The command of a training, as shell; the configuration is the one that was written when it was submitted."""
+    from launch.stages import script
+
+    return f'{shlex.quote(script("train.py"))} --config "$run/slurm/{name}.yaml" --resume auto'
+
+
+def _world_size(options: argparse.Namespace) -> int:
+    return options.nodes * (options.gpus_per_node or options.ranks_per_node or 1)
+
+
+def _require_ready(config: "Config", world_size: int) -> None:
+    """UserError now for what would end the job when its turn has come."""
+    from data.sources import SOURCES
+    from trainer.build import open_codec, open_index
+
+    config.micro_batch_size(world_size)
+    source = SOURCES.get(config.data.source)
+    if not (source and source.embedded and not Path(config.data.shards).exists()):  # those the job writes itself
+        open_index(config.data, open_codec(config.data))
+
+
+def _script_path(job: "Job") -> Path:
+    return job.log.with_name(f"{job.name}.sh")
+
+
+def _text(job: "Job", profile: "Profile", written_by: str) -> str:
+    from launch.slurm.script import script
+
+    return script(job, profile, Path.cwd(), written_by)
+
+
+def _write(path: Path, text: str) -> None:
+    from data.files import write_aside
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another run_dir=...") from None
+
+
+if __name__ == "__main__":
+    run(main)
