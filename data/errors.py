@@ -9,6 +9,10 @@ class RankError(UserError):
     """A mistake that one rank of several may meet alone: each that meets it prints it."""
 
 
+class LostRankError(Exception):
+    """Another process of the run is gone, or has not come in time. Starting again goes on."""
+
+
 class NonFiniteError(Exception):
     """Numbers are not finite any more. Commands print it and exit with code 3."""
 

@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from data.errors import RankError, UserError, printable
+from data.errors import LostRankError, RankError, UserError, printable
 
-MISTAKE, NON_FINITE, REQUEUE = 2, 3, 75  # exit codes
+LOST, MISTAKE, NON_FINITE, REQUEUE = 1, 2, 3, 75  # exit codes
 _LAST_WORD_S = 1.0  # launchers end all ranks when one has ended: the first gets time to speak
 
 
@@ -20,7 +20,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     A UserError becomes one line on stderr and exit code 2, with a traceback only if --debug is among the
     arguments (main does not get to see it); of several ranks only the first prints it. An interrupt from the
-    keyboard becomes 130. Any other exception is a bug of ours and keeps its traceback.
+    keyboard becomes 130, a LostRankError 1, with a line of each rank. Any other exception is a bug of ours and keeps
+    its traceback.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -30,6 +31,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             traceback.print_exc()
         say(f"error: {printable(str(error), 2000)}", by_each=isinstance(error, RankError))
         _leave(MISTAKE)
+    except LostRankError as error:
+        say(f"error: {error}; start the same command again", by_each=True)
+        _leave(LOST)
     except KeyboardInterrupt:
         say("interrupted")
         _leave(130)

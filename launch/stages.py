@@ -129,6 +129,8 @@ def why_trained(config: Config) -> str | None:
     _, checkpoint, _ = newest_whole(run.checkpoints)
     if checkpoint is None or checkpoint.state.images < config.total_images:
         return None
+    if not run.evaluation(checkpoint.state.images):
+        return None  # it was stopped in its last step
     try:
         codec = open_codec(config.data)
         wanted = identity(config, open_index(config.data, codec), codec)

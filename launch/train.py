@@ -10,8 +10,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from data.errors import NonFiniteError
-from launch.cli import NON_FINITE, REQUEUE, run, say, show_warnings
+from data.errors import LostRankError, NonFiniteError
+from launch.cli import LOST, NON_FINITE, REQUEUE, run, say, show_warnings
 from trainer.stop import StopRequest
 
 EXAMPLES = """\
@@ -47,6 +47,9 @@ def main(argv: list[str]) -> int:
         return dry_run(config)
     try:
         return train(config, arguments.resume == "auto", stop)
+    except LostRankError as error:
+        say(f"error: {error}; {last_step(config)}; go on with --resume auto", by_each=True)
+        return LOST
     except NonFiniteError as error:
         say(f"error: {error}; go on with --resume auto and a lower optimizer.learning_rate")
         return NON_FINITE
@@ -96,7 +99,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
     from trainer.world import joined_world
 
     run = RunDirectory(config.run_dir)
-    with joined_world(config.engine.device) as world:
+    with joined_world(config.engine.device, config.engine.timeout_seconds) as world:
         show_warnings(world.rank)
         source = SOURCES.get(config.data.source)
         with world.agreed():
@@ -121,6 +124,14 @@ def train(config, resume: bool, stop: StopRequest) -> int:
         )
         return REQUEUE
     return 0
+
+
+def last_step(config) -> str:
+    """How far the run has come, for a message."""
+    from trainer.run_directory import RunDirectory
+
+    lines = RunDirectory(config.run_dir).lines()
+    return f"the last step on record is {lines[-1]['step']:,}" if lines else "no step is on record"
 
 
 def report(summary: dict, run, data) -> None:

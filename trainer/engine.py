@@ -22,6 +22,7 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
+    timeout_seconds: int = Field(600, gt=0)  # that a rank waits for the others before it gives up
     cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @model_validator(mode="after")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data.errors import NonFiniteError, RankError, UserError
+from data.errors import LostRankError, NonFiniteError, RankError, UserError
 from trainer.launcher import adopt_environment
 
 # A rank that is gone is noticed at once over TCP; one that hangs takes the others down after this time.
-_TIMEOUT = timedelta(minutes=10)
+_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,29 @@ class World:
 
 
 @contextmanager
-def joined_world(device: str):
+def joined_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS):
     """The world as a context; all ranks leave it together, unless one has failed in a way that others cannot know."""
-    world = join_world(device)
+    world = join_world(device, timeout_seconds)
     try:
         yield world
     except (UserError, NonFiniteError):
         dist.destroy_process_group()
         raise
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0]
+        if not isinstance(error, dist.DistError) and "/gloo/" not in text:
+            raise
+        cause = text.partition("] ")[2].partition(". ")[0] or text  # without the place in gloo's source
+        raise LostRankError(f"rank {world.rank} on {socket.gethostname()} lost another rank ({cause})") from error
     dist.destroy_process_group()
 
 
-def join_world(device: str) -> World:
+def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
     """Join the processes that the launcher started; plain `python` is a world of one.
 
-    device: "auto" (CUDA when there is one), "cpu" or "cuda".
+    device: "auto" (CUDA when there is one), "cpu" or "cuda". timeout_seconds: that a rank waits for the others.
     """
+    timeout = timedelta(seconds=timeout_seconds)
     rank, size, local_rank = adopt_environment()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,16 +126,16 @@ def join_world(device: str) -> World:
         os.environ["DS_ACCELERATOR"] = "cpu"
     backend = "nccl" if device == "cuda" else "gloo"
     if size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         try:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         except (ValueError, dist.DistError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             cause = str(error).splitlines()[0]
             raise RankError(f"rank {rank} of {size} cannot join the others at {where}: {cause}") from error
     assert (dist.get_rank(), dist.get_world_size()) == (rank, size), "torch sees another world than the launcher made"
-    control = dist.new_group(backend="gloo", timeout=_TIMEOUT) if device == "cuda" else None
+    control = dist.new_group(backend="gloo", timeout=timeout) if device == "cuda" else None
     world = World(rank, size, local_rank, torch_device, control)
     world.require_same(world_size=size)
     _share_cores(world)
