@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,6 +35,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except LostRankError as error:
         say(f"error: {error}; start the same command again", by_each=True)
         _leave(LOST)
+    except BrokenPipeError:  # who reads the output, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         say("interrupted")
         _leave(130)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "setpriv")
 _SUBNET, _BRIDGE, _PORT = "10.213.0", "biglearn0", 16817
 _HOST = f"{_SUBNET}.254"
 
@@ -25,12 +25,19 @@ _HOST = f"{_SUBNET}.254"
 class Cluster:
     """Started in `directory`; `environment` makes sbatch and its kin talk to it.
 
-    The partition `main` holds all nodes, `urgent` takes them from its jobs, who have `grace_s` to leave. Its CPUs,
-    GPUs and features are pretended.
+    The partitions `main` and `others` hold all nodes; `urgent` takes them from their jobs, who have `grace_s` to leave.
+    CPUs, GPUs and features are pretended.
     """
 
     def __init__(
-        self, directory: Path, nodes: int = 2, cpus: int = 4, gpus: int = 0, features: str = "", grace_s: int = 20
+        self,
+        directory: Path,
+        nodes: int = 2,
+        cpus: int = 4,
+        gpus: int = 0,
+        features: str = "",
+        others: tuple[str, ...] = (),
+        grace_s: int = 20,
     ):
         missing = [name for name in PROGRAMS if not shutil.which(name)]
         if missing:
@@ -41,7 +48,7 @@ class Cluster:
         self.directory, self.nodes = directory.resolve(), [f"n{i}" for i in range(1, nodes + 1)]
         self.environment = {"SLURM_CONF": str(self.directory / "slurm.conf")}
         self._processes: dict[str, subprocess.Popen] = {}
-        self._configure(cpus, gpus, features, grace_s)
+        self._configure(cpus, gpus, features, others, grace_s)
 
     def __enter__(self) -> "Cluster":
         try:
@@ -71,9 +78,7 @@ class Cluster:
         """End all daemons, jobs and namespaces."""
         for name in reversed(list(self._processes)):
             self._kill(name)
-        for node in self.nodes:
-            self._run("ip", "netns", "del", self._namespace(node), check=False)
-        self._run("ip", "link", "del", _BRIDGE, check=False)
+        self._remove_network()
 
     def switch_on(self, node: str) -> None:
         self._start(
@@ -103,7 +108,7 @@ class Cluster:
                 raise TimeoutError(f"{what} not after {seconds} s\n{self.tell('squeue')}\n{self.tell('sinfo')}")
             time.sleep(0.1)
 
-    def _configure(self, cpus: int, gpus: int, features: str, grace_s: int) -> None:
+    def _configure(self, cpus: int, gpus: int, features: str, others: tuple[str, ...], grace_s: int) -> None:
         directory, names = self.directory, ",".join(self.nodes)
         for name in ("state", "spool"):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -145,6 +150,7 @@ class Cluster:
             "SlurmdTimeout=6",
             "PropagateResourceLimits=NONE",
             f"PartitionName=main Nodes={names} Default=YES MaxTime=1-0 PriorityTier=1 GraceTime={grace_s}",
+            *(f"PartitionName={name} Nodes={names} MaxTime=1-0 PriorityTier=1" for name in others),
             f"PartitionName=urgent Nodes={names} MaxTime=1-0 PriorityTier=9",
         ]
         if gpus:
@@ -156,11 +162,18 @@ class Cluster:
                 os.mknod(directory / f"gpu{number}", 0o600 | 0x2000, os.makedev(1, 3))  # a second /dev/null
         for number, node in enumerate(self.nodes, start=1):
             line = f"NodeName={node} NodeHostname={node} NodeAddr={self._address(node)} Port={_PORT + number}"
-            line += f" CPUs={cpus} RealMemory=4000 State=UNKNOWN{f' Gres=gpu:{gpus}' if gpus else ''}"
+            line += f" CPUs={cpus} RealMemory=500000 State=UNKNOWN{f' Gres=gpu:{gpus}' if gpus else ''}"
             lines.append(line + (f" Feature={features}" if features else ""))
         (directory / "slurm.conf").write_text("\n".join(lines) + "\n")
 
+    def _remove_network(self) -> None:
+        for node in self.nodes:
+            self._run("ip", "link", "del", f"bl-{node}", check=False)  # of a namespace it would go some time later
+            self._run("ip", "netns", "del", self._namespace(node), check=False)
+        self._run("ip", "link", "del", _BRIDGE, check=False)
+
     def _start_network(self) -> None:
+        self._remove_network()  # of a cluster whose test was killed
         for command in (
             f"ip link add {_BRIDGE} type bridge",
             f"ip addr add {_HOST}/24 dev {_BRIDGE}",
@@ -193,7 +206,7 @@ class Cluster:
     def _start(self, name: str, *command: str) -> None:
         with (self.directory / f"{name}.out").open("ab") as out:
             self._processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | self.environment,
+                ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | self.environment,
                 start_new_session=True,
             )  # fmt: skip
 
