@@ -4,6 +4,7 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 history=$run/slurm/history  # one line for each start and end; launch/slurm/status.py reads it
+: >>"$history"
 tell() { echo "$(date -u +%FT%TZ) $name, job $job on $SLURM_JOB_NODELIST: $*"; }
 note() { echo "$(date -u +%FT%TZ) $name $job $*" >>"$history"; }
 work() { ls "$progress" 2>/dev/null | cksum | cut -d ' ' -f 1; }  # changes with every new file there

@@ -156,13 +156,13 @@ class Cluster:
         if gpus:
             lines.append("GresTypes=gpu")
             (directory / "gres.conf").write_text(
-                f"NodeName={names} Name=gpu Count={gpus} File={directory}/gpu[0-{gpus - 1}]\n"
+                f"NodeName={names} Name=gpu Type=a100 Count={gpus} File={directory}/gpu[0-{gpus - 1}]\n"
             )
             for number in range(gpus):
                 os.mknod(directory / f"gpu{number}", 0o600 | 0x2000, os.makedev(1, 3))  # a second /dev/null
         for number, node in enumerate(self.nodes, start=1):
             line = f"NodeName={node} NodeHostname={node} NodeAddr={self._address(node)} Port={_PORT + number}"
-            line += f" CPUs={cpus} RealMemory=500000 State=UNKNOWN{f' Gres=gpu:{gpus}' if gpus else ''}"
+            line += f" CPUs={cpus} RealMemory=500000 State=UNKNOWN{f' Gres=gpu:a100:{gpus}' if gpus else ''}"
             lines.append(line + (f" Feature={features}" if features else ""))
         (directory / "slurm.conf").write_text("\n".join(lines) + "\n")
 

@@ -242,7 +242,6 @@ def test_a_chain_ends_with_the_step_that_fails(person, tmp_path):
     [
         (("slurm.partition=nosuch",), "invalid partition"),
         (("--gpus-per-node", 16, "train.batch_size=64"), "node configuration is not available"),
-        (("--nodes", 99, "train.batch_size=6336"), "99"),
         (("--nodes", 3), "is not divisible by 3 ranks"),
         (("slurm.partitoin=main",), "unknown key partitoin; did you mean partition?"),
         (("--profile", "nowhere.yaml"), "cannot read a profile nowhere.yaml"),
