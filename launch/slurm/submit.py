@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
     from launch.slurm.cluster import load_profile
     from trainer.config import dump_config
 
+    if (options.pipeline and options.sweep) or (options.source and not options.pipeline):
+        raise UserError("--pipeline goes with --config, and --source with --pipeline")
     overrides = [text for text in options.overrides if not text.startswith("slurm.")]
     of_slurm = [text.removeprefix("slurm.") for text in options.overrides if text.startswith("slurm.")]
     profile = load_profile(options.profile, of_slurm)
@@ -61,19 +63,33 @@ def main(arguments: list[str]) -> int:
             )
     for path, name, config in order.configs:
         _write(path / jobs.FOLDER / f"{name}.yaml", dump_config(config))
-    before = None
     for job in order.jobs:
         if job.is_array:
             _write(job.run, "".join(f"{path}\n" for path in order.runs))
         _write(_script_path(job), _text(job, profile, written_by))
-        chain = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
-        array = [f"--array=0-{len(order.runs) - 1}%{options.at_once or len(order.runs)}"] if job.is_array else []
-        before = jobs.submit(_script_path(job), *chain, *array)
+    for job, number in zip(order.jobs, _submit(order, options.at_once), strict=True):
         for place, path in enumerate(order.runs):
-            jobs.note(path, job.name, f"{before}_{place}" if job.is_array else before, "submit", str(job.nodes))
-        print(f"job {before}: {job.name} of {job.run if not job.is_array else f'{len(order.runs)} runs'}")
+            jobs.note(path, job.name, f"{number}_{place}" if job.is_array else number, "submit", str(job.nodes))
+        print(f"job {number}: {job.name} of {job.run if not job.is_array else f'{len(order.runs)} runs'}")
     print(f"look at it: python launch/slurm/status.py {order.folder}")
     return 0
+
+
+def _submit(order: "_Order", at_once: int | None) -> list[str]:
+    """The numbers of the jobs, each waiting for the one before; all of them are submitted or none."""
+    from launch.slurm import jobs
+
+    numbers: list[str] = []
+    try:
+        for job in order.jobs:
+            chain = [f"--dependency=afterok:{numbers[-1]}", "--kill-on-invalid-dep=yes"] if numbers else []
+            array = [f"--array=0-{len(order.runs) - 1}%{at_once or len(order.runs)}"] if job.is_array else []
+            numbers.append(jobs.submit(_script_path(job), *chain, *array))
+    except UserError:
+        if numbers:
+            jobs.cancel(numbers)
+        raise
+    return numbers
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -237,11 +237,21 @@ def test_a_chain_ends_with_the_step_that_fails(person, tmp_path):
     assert person.call("status", run).stdout.count("never started") == 3
 
 
+def test_a_chain_is_submitted_as_a_whole_or_not_at_all(person, source, tmp_path):
+    arguments = (*PIPELINE, "--source", source, f"run_dir={tmp_path / 'run'}", "--gpus-per-node", 16, *SMALL)
+    batches = ("train.batch_size=128", "stage_1.train.batch_size=128")
+    done = person.call("submit", *arguments, *batches, code=2)  # the first step asks for no GPU
+    assert "node configuration is not available" in done.stderr
+    person.cluster.wait(lambda: not person.cluster.tell("squeue", "-h"), "an empty queue", 5)
+    assert not read_history(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
         (("slurm.partition=nosuch",), "invalid partition"),
         (("--gpus-per-node", 16, "train.batch_size=64"), "node configuration is not available"),
+        (("--source", "nowhere"), "--source with --pipeline"),
         (("--nodes", 3), "is not divisible by 3 ranks"),
         (("slurm.partitoin=main",), "unknown key partitoin; did you mean partition?"),
         (("--profile", "nowhere.yaml"), "cannot read a profile nowhere.yaml"),
