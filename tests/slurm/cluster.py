@@ -206,8 +206,9 @@ class Cluster:
     def _start(self, name: str, *command: str) -> None:
         with (self.directory / f"{name}.out").open("ab") as out:
             self._processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | self.environment,
-                start_new_session=True,
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                env=os.environ | self.environment, start_new_session=True,
             )  # fmt: skip
 
     def _kill(self, name: str) -> None:
