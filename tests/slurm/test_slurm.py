@@ -239,7 +239,7 @@ def test_a_chain_ends_with_the_step_that_fails(person, tmp_path):
 
 def test_a_chain_is_submitted_as_a_whole_or_not_at_all(person, source, tmp_path):
     arguments = (*PIPELINE, "--source", source, f"run_dir={tmp_path / 'run'}", "--gpus-per-node", 16, *SMALL)
-    batches = ("train.batch_size=128", "stage_1.train.batch_size=128")
+    batches = ("train.batch_size=256", "stage_1.train.batch_size=256")
     done = person.call("submit", *arguments, *batches, code=2)  # the first step asks for no GPU
     assert "node configuration is not available" in done.stderr
     person.cluster.wait(lambda: not person.cluster.tell("squeue", "-h"), "an empty queue", 5)
