@@ -167,7 +167,8 @@ def read_mapping(path: Path, what: str, examples: str, loader: type = yaml.SafeL
             raise UserError(f"{path} has more than {_CONFIG_BYTES:,} bytes; {what} is a short YAML file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror}; see {examples} for examples") from None
+        fault = f"{path} cannot be read ({error.strerror})"
+        raise UserError(f"{fault}: {what} is a YAML file, see {examples} for examples") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; {what} is YAML") from None
     values = parse_yaml(text, str(path), loader)

@@ -254,7 +254,7 @@ def test_a_chain_is_submitted_as_a_whole_or_not_at_all(person, source, tmp_path)
         (("--source", "nowhere"), "--source with --pipeline"),
         (("--nodes", 3), "is not divisible by 3 ranks"),
         (("slurm.partitoin=main",), "unknown key partitoin; did you mean partition?"),
-        (("--profile", "nowhere.yaml"), "cannot read a profile nowhere.yaml"),
+        (("--profile", "nowhere.yaml"), "nowhere.yaml cannot be read (No such file or directory): a profile"),
         (("data.shards=nowhere",), "nowhere/index.json does not exist"),
         (("train.batchsize=3",), "did you mean train.batch_size?"),
     ],

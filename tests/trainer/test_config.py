@@ -95,7 +95,7 @@ def test_cuda_graphs_need_the_accelerate_engine(tiny):
         ("a: [", "not valid YAML in line 1"),
         ("- a", "a configuration is a mapping"),
         ("extends: itself.yaml", "extends itself"),
-        ("extends: absent.yaml", "cannot read the configuration"),
+        ("extends: absent.yaml", "absent.yaml cannot be read"),
         ("train: {total_images: 1}", "the key data is missing; add it"),
         ("x: !!python/object/apply:os.system ['touch /tmp/never']", "not valid YAML"),
     ],
