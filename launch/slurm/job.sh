@@ -7,7 +7,8 @@ history=$run/slurm/history  # one line for each start and end; launch/slurm/stat
 : >>"$history"
 tell() { echo "$(date -u +%FT%TZ) $name, job $job on $SLURM_JOB_NODELIST: $*"; }
 note() { echo "$(date -u +%FT%TZ) $name $job $*" >>"$history"; }
-work() { ls "$progress" 2>/dev/null | cksum | cut -d ' ' -f 1; }  # changes with every new file there
+# Changes with every new file there; half-written ones, which a crash leaves, do not count.
+work() { ls "$progress" 2>/dev/null | grep -v '\.tmp$' | cksum | cut -d ' ' -f 1; }
 
 # How many starts of this job in a row, up to now, have added nothing. One that was asked to stop does not count.
 started_from=$(work)

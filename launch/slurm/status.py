@@ -64,10 +64,10 @@ def _words(path: Path, name: str, events: list[Event], queue: dict[str, Queued])
 def _end(path: Path, name: str, events: list[Event]) -> str:
     """How a job ended that SLURM has forgotten."""
     last = events[-1]
-    if any(event.what == "cancel" for event in events):
+    code = int(last.details[0]) if last.what == "end" else None
+    if code != 0 and any(event.what == "cancel" for event in events):
         return "cancelled"
-    if last.what == "end":
-        code = int(last.details[0])
+    if code is not None:
         return _ENDS.get(code, f"failed ({code})")
     return "never started" if last.what == "submit" else "lost"
 
