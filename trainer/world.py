@@ -117,8 +117,9 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
         raise RankError("engine.device is cuda, but torch sees no CUDA device; set engine.device=cpu or auto")
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
-            here = f"{socket.gethostname()} has {torch.cuda.device_count()} CUDA devices"
-            raise RankError(f"{here} and more ranks than that; start one rank a device, or set engine.device=cpu")
+            here = f"on {socket.gethostname()} a rank sees {torch.cuda.device_count()} CUDA devices"
+            mend = "start one rank a device, each seeing all of its node (no --gpus-per-task), or set engine.device=cpu"
+            raise RankError(f"{here}, and there are more ranks than that: {mend}")
         torch.cuda.set_device(local_rank)
         torch_device = torch.device("cuda", local_rank)
     else:

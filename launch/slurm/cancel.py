@@ -7,13 +7,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import argparse
+import contextlib
+import math
 import time
 
 from tqdm import tqdm
 
 from data.errors import UserError
 from launch.cli import run
-from launch.slurm.jobs import FOLDER, cancel, live_jobs, note, read_queue
+from launch.slurm.jobs import FOLDER, Queued, cancel, live_jobs, note, read_queue
 
 EXAMPLES = """\
 examples:
@@ -24,6 +26,7 @@ examples:
 The same launch/slurm/submit.py goes on with a run where it was.
 """
 _POLL_S = 1.0
+_AGAIN_S = 15.0  # a signal is lost where the ranks are not there yet
 
 
 def main(arguments: list[str]) -> int:
@@ -46,18 +49,27 @@ def main(arguments: list[str]) -> int:
     for (path, name), job in live.items():
         note(path, name, job, "cancel")  # which keeps it from being queued again
         print(f"{path}: {name}, job {job}, was {queue[job].state}")
-    running = [job for job in live.values() if queue[job].state == "RUNNING" and not options.now]
-    waiting = [job for job in live.values() if job not in running]
-    if waiting:
-        cancel(waiting)
-    if running:
-        cancel(running, "--signal=USR1")  # its ranks get it, and not the script
-    with tqdm(total=len(live), unit=" jobs", desc="wait until they are gone", leave=False, disable=None) as bar:
-        while left := sum(job in queue for job in live.values()):
-            bar.update(len(live) - left - bar.n)
+    jobs = list(live.values())
+    asked = -math.inf
+    with tqdm(total=len(jobs), unit=" jobs", desc="wait until they are gone", leave=False, disable=None) as bar:
+        while left := [job for job in jobs if job in queue]:
+            if time.monotonic() - asked > _AGAIN_S:
+                _end([job for job in left if queue[job].state != "COMPLETING"], queue, options.now)
+                asked = time.monotonic()
+            bar.update(len(jobs) - len(left) - bar.n)
             time.sleep(_POLL_S)
             queue = read_queue()
     return 0
+
+
+def _end(jobs: list[str], queue: dict[str, Queued], at_once: bool) -> None:
+    """Tell the ranks of what runs, and take what waits from the queue."""
+    running = [job for job in jobs if queue[job].state == "RUNNING" and not at_once]
+    if waiting := [job for job in jobs if job not in running]:
+        cancel(waiting)
+    if running:
+        with contextlib.suppress(UserError):  # those that have ended meanwhile; the others have got it
+            cancel(running, "--signal=USR1")  # the ranks, and not the script
 
 
 if __name__ == "__main__":

@@ -7,23 +7,28 @@ history=$run/slurm/history  # one line for each start and end; launch/slurm/stat
 : >>"$history"
 tell() { echo "$(date -u +%FT%TZ) $name, job $job on $SLURM_JOB_NODELIST: $*"; }
 note() { echo "$(date -u +%FT%TZ) $name $job $*" >>"$history"; }
+is_cancelled() { grep -q " $name $job cancel" "$history"; }
 # Changes with every new file there; half-written ones, which a crash leaves, do not count.
 work() { ls "$progress" 2>/dev/null | grep -v '\.tmp$' | cksum | cut -d ' ' -f 1; }
-
-# How many starts of this job in a row, up to now, have added nothing. One that was asked to stop does not count.
-started_from=$(work)
-fruitless=$(awk -v name="$name" -v job="$job" -v from="$started_from" '
-    $2 == name && $3 == job && $4 == "start" { n = $5 == from ? n + 1 : 0 }
-    $2 == name && $3 == job && $4 == "end" && $5 == 75 { n = 0 }
-    END { print n + 0 }' "$history")
-if [ "$fruitless" -gt "$restarts" ]; then
+# End here when more starts of this job in a row than it may have again have added nothing, however they ended.
+stop_a_loop() {
+    fruitless=$(awk -v name="$name" -v job="$job" -v now="$(work)" '
+        $2 == name && $3 == job && $4 == "start" { n = $5 == now ? n + 1 : 0 }
+        END { print n + 0 }' "$history")
+    [ "$fruitless" -le "$restarts" ] && return
     tell "$fruitless starts have added nothing to $progress: it is not started again"
     note end 1
     exit 1
-fi
+}
 
+if is_cancelled; then
+    tell "is cancelled"
+    note end 75
+    exit 75
+fi
+stop_a_loop
 tell "start ${SLURM_RESTART_COUNT:-0}"
-note start "$started_from" "$SLURM_JOB_NODELIST"
+note start "$(work)" "$SLURM_JOB_NODELIST"
 is_over=
 trap 'is_over=1' TERM  # scancel, or the end of the job's time. The ranks are told, too, and write a checkpoint.
 srun --kill-on-bad-exit=1 "${command[@]}" &
@@ -39,16 +44,13 @@ case $code in
     *)
         last=$(tail -n 1 "$progress/../metrics.jsonl" 2>/dev/null | cut -d , -f 1,2)
         tell "a rank has failed or was killed (exit code $code), see above; the last step on record: ${last:-none}"
-        if [ "$fruitless" -ge "$restarts" ] && [ "$(work)" = "$started_from" ]; then
-            tell "$((fruitless + 1)) starts have added nothing to $progress: it is not started again"
-            exit "$code"
-        fi
         ;;
 esac
-if [ -n "$is_over" ] || grep -q " $name $job cancel" "$history"; then
+if [ -n "$is_over" ] || is_cancelled; then
     tell "is over"
     exit "$code"
 fi
+stop_a_loop
 tell "will be started again"
 scontrol requeue "$SLURM_JOB_ID" || tell "cannot be queued again: submit it once more, it goes on where it was"
 exit "$code"

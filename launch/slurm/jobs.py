@@ -51,22 +51,24 @@ def note(run: Path, name: str, job: str, *what: str) -> None:
         file.write(" ".join([datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), name, job, *what]) + "\n")
 
 
-def jobs_of(run: Path) -> dict[str, list[Event]]:
-    """The events of the last submission of each name, by name in the order of submission."""
-    found: dict[str, list[Event]] = {}
-    for event in read_history(run):
+def jobs_of(run: Path) -> dict[str, tuple[str, list[Event]]]:
+    """By name, in the order of submission: the last job of that name, and what it has met."""
+    history = read_history(run)
+    last: dict[str, str] = {}
+    for event in history:
         if event.what == "submit":
-            found.pop(event.name, None)
-            found[event.name] = [event]
-        elif event.name in found and found[event.name][0].job == event.job:
-            found[event.name].append(event)
-    return found
+            last.pop(event.name, None)
+            last[event.name] = event.job
+    # A job can start before its submission is on record.
+    return {
+        name: (job, [event for event in history if (event.name, event.job) == (name, job)])
+        for name, job in last.items()
+    }
 
 
 def live_jobs(run: Path, queue: dict[str, Queued]) -> dict[str, str]:
     """The jobs of a run that have not ended, by name."""
-    last = {name: events[0].job for name, events in jobs_of(run).items()}
-    return {name: job for name, job in last.items() if job in queue}
+    return {name: job for name, (job, _) in jobs_of(run).items() if job in queue}
 
 
 def read_queue() -> dict[str, Queued]:
@@ -114,5 +116,6 @@ _MENDS = {
     "account": "; slurm.account= or the profile names one",
     "qos": "; slurm.qos= or the profile names one",
     "time limit": "; slurm.time= or the profile sets it, `sinfo` shows the longest",
+    "job array": ": SLURM's MaxArraySize is smaller; make several sweeps of it",
     "More processors requested than permitted": "; `sinfo -o '%P %D %c %m %G %f'` shows what the nodes have",
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.slurm.cluster import Profile
+from launch.slurm.jobs import FOLDER
 
 _BODY = Path(__file__).with_name("job.sh")
 
@@ -13,28 +14,36 @@ _BODY = Path(__file__).with_name("job.sh")
 class Job:
     """What runs once, however often it is interrupted.
 
-    name: of its files. run: the run's directory; of an array, the file that lists one directory a line.
-    command: the script and its arguments as shell, which may name "$run". progress: as shell, the folder where new
-    files show that something was gained. log: of all its starts, "%a" being the place in an array.
+    name: of its files. home: the directory below which they lie. runs: the directories it is of; more than the home
+    itself are the places of an array. command: the script and its arguments as shell, which may name "$run".
+    progress: as shell, the folder where new files show that something was gained.
     """
 
     name: str
-    run: Path
+    home: Path
+    runs: tuple[Path, ...]
     command: str
     progress: str
-    log: Path
     nodes: int
     ranks_per_node: int
     gpus_per_node: int = 0
-    is_array: bool = False
+
+    @property
+    def is_array(self) -> bool:
+        return self.runs != (self.home,)
+
+    @property
+    def script(self) -> Path:
+        """Where it lies when it is submitted."""
+        return self.home / FOLDER / f"{self.name}.sh"
 
 
 def script(job: Job, profile: Profile, directory: Path, written_by: str) -> str:
     """The text of the file. directory: where the paths start. written_by: the command line, for the reader."""
     options = {
-        "job-name": (job.run.parent.parent if job.is_array else job.run).name + f"-{job.name}",
+        "job-name": f"{job.home.name}-{job.name}",
         "chdir": str(directory),
-        "output": str(job.log),
+        "output": f"{job.home / FOLDER}/".replace("%", "%%") + ("%a.log" if job.is_array else f"{job.name}.log"),
         "open-mode": "append",
         "signal": f"USR1@{profile.warning_seconds}",
         "nodes": str(job.nodes),
@@ -48,7 +57,7 @@ def script(job: Job, profile: Profile, directory: Path, written_by: str) -> str:
     options |= {"mem": profile.memory} if profile.memory else {}
     options |= {"cpus-per-task": str(profile.cpus_per_task)} if profile.cpus_per_task else {}
     lines = ["#!/bin/bash", f"# Written by: {written_by}"]
-    lines += [f"#SBATCH --{key}={_directive(value)}" for key, value in options.items()]
+    lines += [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
     lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in profile.sbatch), ""]
 
     lines += [f"module load {shlex.quote(module)}" for module in profile.modules]
@@ -61,10 +70,10 @@ def script(job: Job, profile: Profile, directory: Path, written_by: str) -> str:
     lines += ["export PYTHONUNBUFFERED=1", *profile.setup, ""]
 
     if job.is_array:
-        lines.append(f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(job.run))})')
-        lines.append(f'exec >>"$run/slurm/{job.name}.log" 2>&1')
+        lines += ["runs=(", *(f"    {shlex.quote(str(run))}" for run in job.runs), ")"]
+        lines += ["run=${runs[$SLURM_ARRAY_TASK_ID]}", f'exec >>"$run/{FOLDER}/{job.name}.log" 2>&1']
     else:
-        lines.append(f"run={shlex.quote(str(job.run))}")
+        lines.append(f"run={shlex.quote(str(job.home))}")
     container = f"{profile.container} " if profile.container else ""
     lines += [
         f"name={job.name}",
@@ -73,8 +82,3 @@ def script(job: Job, profile: Profile, directory: Path, written_by: str) -> str:
         f"command=({container}{shlex.quote(profile.python)} {job.command})",
     ]
     return "\n".join(lines) + "\n" + _BODY.read_text()
-
-
-def _directive(value: str) -> str:
-    """A value of an #SBATCH line: quoted only where it has to be, for it is sbatch that reads it, not a shell."""
-    return f'"{value}"' if any(character in value for character in " #\t") else value

@@ -21,10 +21,10 @@ examples:
 state is SLURM's while the job is in its hands; then done, or how it ended. starts counts how often it was started.
 """
 _ENDS = {
-    0: "done",
-    2: "mistake (2)",
-    3: "not finite (3)",
-    75: "stopped (75)",
+    "0": "done",
+    "2": "mistake (2)",
+    "3": "not finite (3)",
+    "75": "stopped (75)",
 }
 
 
@@ -46,30 +46,32 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"nothing below {where} was submitted: see launch/slurm/submit.py --help")
     lines = [("run", "job", "number", "state", "where", "starts", "learned from", "images/s", "left")]
     for path in sorted(runs):
-        lines += [(str(path), *_words(path, name, events, queue)) for name, events in jobs_of(path).items()]
+        lines += [(str(path), *_words(path, name, *found, queue)) for name, found in jobs_of(path).items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return 0
 
 
-def _words(path: Path, name: str, events: list[Event], queue: dict[str, Queued]) -> tuple[str, ...]:
+def _words(path: Path, name: str, job: str, events: list[Event], queue: dict[str, Queued]) -> tuple[str, ...]:
     """One line of the table."""
-    job, starts = events[0].job, [event for event in events if event.what == "start"]
+    starts = sum(event.what == "start" for event in events)
     queued = queue.get(job)
-    state, where = (queued.state, queued.where) if queued else (_end(path, name, events), "")
-    return (name, job, state, where, str(len(starts)), *_learned(path, name, is_running=bool(queued)))
+    state, where = (queued.state, queued.where) if queued else (_end(events), "")
+    return (name, job, state, where, str(starts), *_learned(path, name, is_running=bool(queued)))
 
 
-def _end(path: Path, name: str, events: list[Event]) -> str:
+def _end(events: list[Event]) -> str:
     """How a job ended that SLURM has forgotten."""
-    last = events[-1]
-    code = int(last.details[0]) if last.what == "end" else None
-    if code != 0 and any(event.what == "cancel" for event in events):
+    code = next((event.details[0] for event in reversed(events) if event.what == "end" and event.details), None)
+    what = [event.what for event in events if event.what != "submit"]
+    if code != "0" and "cancel" in what:
         return "cancelled"
-    if code is not None:
-        return _ENDS.get(code, f"failed ({code})")
-    return "never started" if last.what == "submit" else "lost"
+    if "start" not in what:
+        return "never started"
+    if what[-1] != "end" or code is None:
+        return "lost"
+    return _ENDS.get(code, f"failed ({code})")
 
 
 def _learned(path: Path, name: str, is_running: bool) -> tuple[str, str, str]:
@@ -80,7 +82,10 @@ def _learned(path: Path, name: str, is_running: bool) -> tuple[str, str, str]:
     file = path / FOLDER / f"{name}.yaml"
     if not file.exists():
         return "", "", ""
-    config = load_config(file)
+    try:
+        config = load_config(file)
+    except UserError:  # of another version of this program: no reason to say nothing of the other runs
+        return "?", "", ""
     lines = read_lines(Path(config.run_dir) / "metrics.jsonl")
     images, total = lines[-1]["images"] if lines else 0, config.total_images
     learned = f"{images:,} of {total:,}"

@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
 
     if (options.pipeline and options.sweep) or (options.source and not options.pipeline):
         raise UserError("--pipeline goes with --config, and --source with --pipeline")
+    if (options.at_once and not options.sweep) or (options.ranks_per_node and options.gpus_per_node):
+        raise UserError("--at-once goes with --sweep; --ranks-per-node is for nodes without GPUs")
     overrides = [text for text in options.overrides if not text.startswith("slurm.")]
     of_slurm = [text.removeprefix("slurm.") for text in options.overrides if text.startswith("slurm.")]
     profile = load_profile(options.profile, of_slurm)
@@ -52,10 +54,10 @@ def main(arguments: list[str]) -> int:
     written_by = shlex.join(["python", "launch/slurm/submit.py", *arguments])
     if options.dry_run:
         for job in order.jobs:
-            print(f"# {_script_path(job)}\n{_text(job, profile, written_by)}")
+            print(f"# {job.script}\n{_text(job, profile, written_by)}")
         return 0
     queue = jobs.read_queue()
-    for path in order.runs:
+    for path in order.jobs[0].runs:
         for name, job in jobs.live_jobs(path, queue).items():
             raise UserError(
                 f"{path} has job {job} already ({name}, {queue[job].state}): wait for it, or first"
@@ -64,14 +66,12 @@ def main(arguments: list[str]) -> int:
     for path, name, config in order.configs:
         _write(path / jobs.FOLDER / f"{name}.yaml", dump_config(config))
     for job in order.jobs:
-        if job.is_array:
-            _write(job.run, "".join(f"{path}\n" for path in order.runs))
-        _write(_script_path(job), _text(job, profile, written_by))
+        _write(job.script, _text(job, profile, written_by))
     for job, number in zip(order.jobs, _submit(order, options.at_once), strict=True):
-        for place, path in enumerate(order.runs):
+        for place, path in enumerate(job.runs):
             jobs.note(path, job.name, f"{number}_{place}" if job.is_array else number, "submit", str(job.nodes))
-        print(f"job {number}: {job.name} of {job.run if not job.is_array else f'{len(order.runs)} runs'}")
-    print(f"look at it: python launch/slurm/status.py {order.folder}")
+        print(f"job {number}: {job.name} of {f'{len(job.runs)} runs' if job.is_array else job.home}")
+    print(f"look at it: python launch/slurm/status.py {order.jobs[0].home}")
     return 0
 
 
@@ -83,9 +83,9 @@ def _submit(order: "_Order", at_once: int | None) -> list[str]:
     try:
         for job in order.jobs:
             chain = [f"--dependency=afterok:{numbers[-1]}", "--kill-on-invalid-dep=yes"] if numbers else []
-            array = [f"--array=0-{len(order.runs) - 1}%{at_once or len(order.runs)}"] if job.is_array else []
-            numbers.append(jobs.submit(_script_path(job), *chain, *array))
-    except UserError:
+            array = [f"--array=0-{len(job.runs) - 1}%{at_once or len(job.runs)}"] if job.is_array else []
+            numbers.append(jobs.submit(job.script, *chain, *array))
+    except BaseException:  # Ctrl-C, too
         if numbers:
             jobs.cancel(numbers)
         raise
@@ -117,32 +117,28 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class _Order:
-    """What to submit: the jobs in their order, the runs they are of, and the configurations they read.
+    """What to submit: the jobs in their order, and the configurations they read.
 
-    configs: the run, the name of the file, and what it holds. folder: what status.py is told.
+    configs: the run, the name of the file, and what it holds.
     """
 
     jobs: list["Job"]
-    runs: list[Path]
     configs: list[tuple[Path, str, "Config"]]
-    folder: Path
 
 
 def _single(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """One training."""
-    from launch.slurm.jobs import FOLDER
     from trainer.config import load_config
 
     config = load_config(options.config, overrides)
     _require_ready(config, _world_size(options))
     path = Path(config.run_dir)
-    job = _job(options, "train", path, _training("train"), '"$run/checkpoints"', path / FOLDER / "train.log")
-    return _Order([job], [path], [(path, "train", config)], path)
+    job = _job(options, "train", path, (path,), _training("train"), '"$run/checkpoints"')
+    return _Order([job], [(path, "train", config)])
 
 
 def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """The steps of both stages that are not whole, in the directory of stage 2."""
-    from launch.slurm.jobs import FOLDER
     from launch.stages import Stages
 
     stages = Stages.load(options.config, overrides)
@@ -156,16 +152,15 @@ def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
         if step.config:
             configs.append((path, step.name, step.config))
         command = _training(step.name) if step.config else shlex.join(step.command)
-        progress, log = shlex.quote(str(step.work)), path / FOLDER / f"{step.name}.log"
-        jobs.append(_job(options, step.name, path, command, progress, log, is_alone=not step.parallel))
+        progress, is_alone = shlex.quote(str(step.work)), not step.parallel
+        jobs.append(_job(options, step.name, path, (path,), command, progress, is_alone=is_alone))
     if not configs:
         raise UserError(f"{path} is trained already: {steps[-1].whole}")
-    return _Order(jobs, [path], configs, path)
+    return _Order(jobs, configs)
 
 
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """An array, one place for each run that is not whole."""
-    from launch.slurm.jobs import FOLDER
     from launch.slurm.sweep import load_sweep
     from launch.stages import why_trained
 
@@ -176,21 +171,27 @@ def _sweep(options: argparse.Namespace, overrides: list[str]) -> _Order:
     for config in todo:
         _require_ready(config, _world_size(options))
     print(f"# {len(todo)} of {len(configs)} runs of {options.sweep} are to be trained")
-    runs = [Path(config.run_dir) for config in todo]
-    job = _job(
-        options, "train", base / FOLDER / "runs", _training("train"), '"$run/checkpoints"', base / FOLDER / "%a.log",
-        is_array=True,
-    )  # fmt: skip
-    return _Order([job], runs, [(path, "train", config) for path, config in zip(runs, todo, strict=True)], base)
+    runs = tuple(Path(config.run_dir) for config in todo)
+    job = _job(options, "train", base, runs, _training("train"), '"$run/checkpoints"')
+    return _Order([job], [(path, "train", config) for path, config in zip(runs, todo, strict=True)])
 
 
-def _job(options: argparse.Namespace, name: str, path: Path, command: str, progress: str, log: Path, **how) -> "Job":
+def _job(
+    options: argparse.Namespace,
+    name: str,
+    home: Path,
+    runs: tuple[Path, ...],
+    command: str,
+    progress: str,
+    is_alone: bool = False,
+) -> "Job":
+    """is_alone: it is one process, whatever was asked for."""
     from launch.slurm.script import Job
 
-    if how.pop("is_alone", False):
-        return Job(name, path, command, progress, log, nodes=1, ranks_per_node=1)
+    if is_alone:
+        return Job(name, home, runs, command, progress, nodes=1, ranks_per_node=1)
     ranks = options.gpus_per_node or options.ranks_per_node or 1
-    return Job(name, path, command, progress, log, options.nodes, ranks, options.gpus_per_node, **how)
+    return Job(name, home, runs, command, progress, options.nodes, ranks, options.gpus_per_node)
 
 
 def _training(name: str) -> str:
@@ -213,10 +214,6 @@ def _require_ready(config: "Config", world_size: int) -> None:
     source = SOURCES.get(config.data.source)
     if not (source and source.embedded and not Path(config.data.shards).exists()):  # those the job writes itself
         open_index(config.data, open_codec(config.data))
-
-
-def _script_path(job: "Job") -> Path:
-    return job.log.with_name(f"{job.name}.sh")
 
 
 def _text(job: "Job", profile: "Profile", written_by: str) -> str:

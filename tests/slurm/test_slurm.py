@@ -167,13 +167,34 @@ def test_what_is_cancelled_is_not_started_again(person, long_file, tmp_path, how
     assert newest_checkpoint(run) == len(losses(run))
 
 
-def test_a_crash_loop_ends(person, long_file, tmp_path):
+def test_a_job_that_is_cancelled_before_its_ranks_are_there_ends(person, long_file, tmp_path):
     run = tmp_path / "run"
-    person.submit(long_file, run, "--nodes", 2, "slurm.python=/bin/false", "slurm.restarts=1")
+    job = person.submit(long_file, run, "slurm.setup=[sleep 8]")
+    person.wait(lambda: "RUNNING" in person.cluster.tell("squeue", "-h", "-j", job, "--format=%T"), run)
+    person.call("cancel", run)  # nobody is there yet to get the signal
+    assert not person.cluster.tell("squeue", "-h")
+    assert not starts(run)
+    assert "cancelled" in person.call("status", run).stdout
+
+
+@pytest.mark.parametrize("code", [1, 75])
+def test_a_job_that_never_gets_anywhere_is_given_up(person, long_file, tmp_path, code):
+    run, program = tmp_path / "run", tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    person.submit(long_file, run, "--nodes", 2, f"slurm.python={program}", "slurm.restarts=1")
     person.wait_for_end(run, 1)
     assert len(starts(run)) == 2
     assert "2 starts have added nothing" in log(run)
     assert "failed (1)" in person.call("status", run).stdout
+
+
+def test_any_name_of_a_directory_will_do(person, long_file, tmp_path):
+    run = tmp_path / "it's 50%d of $HOME, #1"
+    person.submit(long_file, run, "slurm.python=/bin/true")
+    person.wait_for_end(run, 0)
+    assert "done" in log(run)
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
 def test_a_mistake_is_not_repeated(person, long_file, tmp_path):
