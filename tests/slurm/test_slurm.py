@@ -190,7 +190,7 @@ def test_a_job_that_never_gets_anywhere_is_given_up(person, long_file, tmp_path,
 
 
 def test_any_name_of_a_directory_will_do(person, long_file, tmp_path):
-    run = tmp_path / "it's 50%d of $HOME, #1"
+    run = tmp_path / "it's 50%d of $HOME, a#1"
     person.submit(long_file, run, "slurm.python=/bin/true")
     person.wait_for_end(run, 0)
     assert "done" in log(run)
