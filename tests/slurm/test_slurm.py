@@ -145,6 +145,7 @@ def test_a_run_moves_to_another_number_of_nodes(person, long_file, undisturbed, 
     person.wait_for_steps(run, 30)
     assert "was RUNNING" in person.call("cancel", run).stdout
     assert newest_checkpoint(run) == len(losses(run)) < 240  # nothing was lost
+    assert "will be started again" not in log(run)
     assert "cancelled" in person.call("status", run).stdout
     person.submit(long_file, run, "--ranks-per-node", 4)
     person.wait_for_end(run, 0)
