@@ -57,18 +57,15 @@ def main(argv: list[str]) -> int:
 
 def dry_run(config) -> int:
     """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
-    import torch
-
     from data.index import INDEX_NAME
     from data.sources import split_sizes
     from model.cost import measure_cost
-    from trainer.build import build_task, open_index
+    from trainer.build import meta_task, open_index
     from trainer.config import dump_config
     from trainer.launcher import adopt_environment
 
     rank, world_size, _ = adopt_environment()
-    with torch.device("meta"):
-        task = build_task(config)
+    task = meta_task(config)
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
     prepared = (Path(config.data.shards) / INDEX_NAME).exists()  # codes are of as many images

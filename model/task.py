@@ -12,6 +12,7 @@ from model.objective import ObjectiveConfig, elbo_terms
 from model.packed import Attend, attend_by_rectangles
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 
+ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over images, from which on it is active (Burda et al. 2015)
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
 
 
@@ -61,13 +62,14 @@ class BigLearnTask(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample float32 values under fixed masks and noise, each (B,).
+        """Per-sample float32 values under fixed masks and noise, each (B,) but for the latent ones.
 
         biglearn_elbo: eq. (7) with S and T drawn from the true Betas; the vae, which never saw such a task, gets
         N(0, I) for its prior. joint_elbo: eq. (1) with the method's own prior (learned p(z); N(0, I) for the
         vae), joint_elbo_standard_prior: with N(0, I).
         inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S);
-        inpainting_error_fifth: the same with a fifth of the patches seen.
+        inpainting_error_fifth: the same with a fifth of the patches seen. posterior_mean, (B, Z): of p(z | x), and
+        its square.
         """
         x_BLD, index_B, patches = batch.x_BLD, batch.index_B, self.model.patches
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
@@ -86,13 +88,22 @@ class BigLearnTask(nn.Module):
 
         joint_B = elbo_B(nothing_BL, ~nothing_BL, self.standard_prior)
         drawn = drawn_masks(self.objective, index_B, patches, EVALUATION_SEED)
+        mu_BZ, _ = self.model.encode(x_BLD, ~nothing_BL)
         return {
             "biglearn_elbo": elbo_B(*drawn, self.standard_prior),
             "joint_elbo": joint_B,
             "joint_elbo_standard_prior": joint_B if self.standard_prior else elbo_B(nothing_BL, ~nothing_BL, True),
             "inpainting_error": inpainting_error_B(0.5),
             "inpainting_error_fifth": inpainting_error_B(0.2),
+            "posterior_mean": mu_BZ,
+            "posterior_mean_square": mu_BZ.square(),
         }
+
+    def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
+        """Of the means of what `evaluate` gives, over many images: numbers, and how many latent units are active."""
+        variance_Z = means.pop("posterior_mean_square") - means.pop("posterior_mean").square()
+        active = {"active_units": int((variance_Z > ACTIVE_VARIANCE).sum())}
+        return {name: value.item() for name, value in means.items()} | active
 
     def _noise(self, index_B: Tensor, seed: int) -> Tensor:
         return randomness.normal(seed, "noise", index_B, self.model.config.latent_dim)
@@ -136,6 +147,10 @@ class PatchAETask(nn.Module):
         mse_B = (found_BLD - batch.x_BLD).square().mean((1, 2))
         clamped_mse_B = (found_BLD.clamp(0, 1) - batch.x_BLD).square().mean((1, 2))
         return {"mse": mse_B, "psnr": -10 * clamped_mse_B.log10()}
+
+    def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
+        """Of the means of what `evaluate` gives: numbers."""
+        return {name: value.item() for name, value in means.items()}
 
     def _reconstruct(self, x_BLD: Tensor) -> Tensor:
         x_ND = x_BLD.flatten(0, 1)

@@ -48,6 +48,7 @@ class AccelerateEngine(Engine):
         # One process needs no DDP: evaluation_mode leaves the module as it is, but for autocast.
         self.task = self.accelerator.prepare_model(task, evaluation_mode=world.size == 1)
         self.graphs = StepGraphs(self.step_at_rates) if config.cuda_graphs and world.device.type == "cuda" else None
+        self.can_be_timed = self.graphs is None
 
     def step(self, batches, plan, lr, ema_decay):
         self.optimizer.set_rates(lr, ema_decay)
@@ -58,8 +59,10 @@ class AccelerateEngine(Engine):
         terms = []
         for micro, batch in enumerate(batches):
             with self.accelerator.no_sync(self.task) if micro < len(batches) - 1 else nullcontext():
-                loss, micro_terms = self.task(batch, plan)
-                self.accelerator.backward(loss / len(batches))
+                with self.phase("forward"):
+                    loss, micro_terms = self.task(batch, plan)
+                with self.phase("backward"):
+                    self.accelerator.backward(loss / len(batches))
             terms.append(micro_terms)
         clip = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         gradient_norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip)

@@ -31,7 +31,6 @@ MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PROBE_RATIOS = tuple(round(0.1 * k, 1) for k in range(1, 11))
 _REFERENCE_BYTES = 2**29
 _MOST_CLASSES = 10_000  # more are attributes, combined
-ACTIVE = 0.01  # a unit whose posterior mean varies more than this over the images (Burda et al. 2015)
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
     description = vae.description
     task = BigLearnTask(vae.model, description.objective, description.seed)
     elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)
+    images = min(extent.images or test.images, test.images)
+    latent = {"dimensions": vae.model.config.latent_dim, "active_units": elbos.pop("active_units"), "images": images}
     references = _references(train, extent)
     return {
         "format": FORMAT,
@@ -70,7 +71,7 @@ def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
         "extent": asdict(extent),
         "elbos": elbos,
         "bounds": _bounds(vae, test, world, extent),
-        "latent": _latent(vae, test, world, extent),
+        "latent": latent,
         "inpainting": _inpainting(vae, test, references, world, extent),
         "probe": _probe(vae, train, test, references, world, extent) if index.classes <= _MOST_CLASSES else [],
     }
@@ -124,15 +125,6 @@ def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> lis
 
 def _random_half(index_B: Tensor, patches: int, seed: int) -> Tensor:
     return observed_of_kind("random", 0.5, index_B, patches, seed)
-
-
-def _latent(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> dict:
-    """How many dimensions of z say something of an image."""
-    count = min(extent.probe_test_images, test.images)
-    found = [vae.encode(read_images(test, index_B)) for index_B in _share(count, world)]
-    mu_BZ = _gathered(world, [gaussian.mu_BZ for gaussian in found])
-    variance_Z = mu_BZ.var(0)
-    return {"dimensions": mu_BZ.shape[1], "active_units": int((variance_Z > ACTIVE).sum()), "images": count}
 
 
 def _inpainting(

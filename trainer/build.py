@@ -38,6 +38,13 @@ def build_task(config: Config) -> nn.Module:
     return BigLearnTask(model, config.objective, config.seed, attend)
 
 
+def meta_task(config: Config) -> nn.Module:
+    """The task on tensors without storage, to count what it costs; always with attention that can be counted."""
+    countable = config.engine.model_copy(update={"attention": "sdpa"})
+    with torch.device("meta"):
+        return build_task(config.model_copy(update={"engine": countable}))
+
+
 def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
     """The engine that `engine.name` asks for; it takes ownership of `task`.
 

@@ -3,6 +3,8 @@
 import logging
 import math
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -23,8 +25,16 @@ class CheckpointWriter:
     A disk that refuses costs a warning and this checkpoint: earlier ones stay whole. `error` then says why.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, engine: Engine, shapes: dict[str, tuple[int, ...]]):
-        """shapes: of each parameter, by name, in one order on all ranks."""
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        engine: Engine,
+        shapes: dict[str, tuple[int, ...]],
+        sinks: Sequence[Callable[[dict], None]] = (),
+    ):
+        """shapes: of each parameter, by name, in one order on all ranks. sinks: are told of each that is complete."""
+        self._sinks, self._began = sinks, 0.0
         self.directory, self.config, self.engine, self.world = directory, config, engine, engine.world
         self.error: str | None = None  # of the last checkpoint
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -72,6 +82,7 @@ class CheckpointWriter:
         Raises NonFiniteError, on all ranks, when a tensor holds anything but finite numbers.
         """
         self.finish()
+        self._began = time.monotonic()
         tensors, invalid = {}, 0
         for kind in KINDS:
             tensors[kind] = {
@@ -104,7 +115,8 @@ class CheckpointWriter:
         error = next((error for _, error in outcomes if error), None)
         if self.world.is_main and not error:
             try:
-                complete(self._aside, self._state, {k: v for written, _ in outcomes for k, v in written.items()})
+                path = complete(self._aside, self._state, {k: v for written, _ in outcomes for k, v in written.items()})
+                self._tell(path)
             except OSError as refused:
                 error = _reason(refused)
         self.error = self.world.broadcast(error)
@@ -125,6 +137,15 @@ class CheckpointWriter:
             self._fingerprints = write_part(self._aside, tensors, self._part, self._parts)
         except OSError as refused:
             self.error = _reason(refused)
+
+    def _tell(self, path: Path) -> None:
+        written = {
+            "checkpoint_time": time.time(),
+            "checkpoint_seconds": time.monotonic() - self._began,
+            "checkpoint_bytes": sum(file.stat().st_size for file in path.iterdir()),
+        }
+        for sink in self._sinks:
+            sink(written)
 
     def _warn(self) -> None:
         if self.world.is_main:

@@ -59,8 +59,10 @@ class DeepSpeedEngine(Engine):
     def step(self, batches, plan, lr, ema_decay):
         terms = []
         for micro, batch in enumerate(batches):
-            loss, micro_terms = self.engine(batch, plan)
-            self.engine.backward(loss)
+            with self.phase("forward"):
+                loss, micro_terms = self.engine(batch, plan)
+            with self.phase("backward"):
+                self.engine.backward(loss)
             terms.append(micro_terms)
             if micro < len(batches) - 1:
                 self.engine.step()  # counts the accumulation

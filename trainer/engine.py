@@ -1,7 +1,10 @@
 """The one interface between the loop and what spreads a step over processes."""
 
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -40,6 +43,33 @@ class Engine(ABC):
     """Trains one task on all processes of a world. Every method is collective: all ranks call it."""
 
     world: World
+    can_be_timed = True  # whether the phases of a step are the host's to see
+    _seconds: Counter[str] | None = None
+
+    def timed_step(self, *inputs) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """`step`, and the seconds of its phases, for which the host waits for the device."""
+        if not self.can_be_timed:
+            return self.step(*inputs), {}
+        self._seconds, began = Counter(), self._now()
+        terms = self.step(*inputs)
+        seconds, self._seconds = self._seconds, None
+        seconds["seconds_optimizer"] = self._now() - began - seconds.total()
+        return terms, seconds
+
+    @contextmanager
+    def phase(self, name: str):
+        """What happens inside is `seconds_<name>` of a timed step."""
+        if self._seconds is None:
+            yield
+            return
+        began = self._now()
+        yield
+        self._seconds[f"seconds_{name}"] += self._now() - began
+
+    def _now(self) -> float:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
 
     @abstractmethod
     def step(self, batches: Sequence[Batch], plan: Plan, lr: float, ema_decay: float) -> dict[str, Tensor]:

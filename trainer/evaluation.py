@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, Field
-from torch import nn
+from torch import Tensor, nn
 
 from data.stream import Stream
 from trainer.metrics import progress
@@ -20,14 +20,14 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def evaluate(task: nn.Module, stream: Stream, config: EvaluateConfig, world: World) -> dict[str, float]:
-    """Mean of every value of task.evaluate over the test images, each rank taking an equal run of them."""
+    """What `task.summary` makes of the means over the test images, each rank taking an equal run of them."""
     images = min(config.images or stream.images, stream.images)
     mine = torch.arange(images).tensor_split(world.size)[world.rank]
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     portions = mine.split(config.batch_size) if len(mine) else ()
     for position_B in progress(portions, "evaluate", shown=world.is_main):
         for name, value_B in task.evaluate(stream.read(position_B)).items():
-            sums[name] = sums.get(name, 0.0) + value_B.double().sum().item()
+            sums[name] = sums.get(name, 0.0) + value_B.double().sum(0).cpu()
     of_ranks: list = [None] * world.size
     dist.all_gather_object(of_ranks, sums)
-    return {name: sum(s.get(name, 0.0) for s in of_ranks) / images for name in of_ranks[0]}
+    return task.summary({name: sum(s.get(name, 0.0) for s in of_ranks) / images for name in of_ranks[0]})

@@ -18,6 +18,7 @@ from trainer.checkpoint import State
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import Config
 from trainer.evaluation import evaluate
+from trainer.exporter import make_exporter
 from trainer.metrics import JsonLines, Metrics, ProgressBar, require_finite
 from trainer.pictures import draw_codes, draw_sheet
 from trainer.resume import identity, restore
@@ -49,15 +50,17 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
     images, step = state.images, state.step
     bar = ProgressBar(images, config.total_images, shown=world.is_main)
-    sinks, evaluations = [], []
+    sinks, evaluations, training_seconds = [], [], 0.0
     with world.agreed():
         if world.is_main:
             run.create(config, images, parts.codec)
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]
+            training_seconds = sinks[0].training_seconds
     world.require_same(run_id=run.read_id())  # all see the one folder
-    metrics = Metrics(config.metrics, images, sinks, state.skipped_steps)
-    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes)
+    exporter = make_exporter(config, world, run, task, images, training_seconds)
+    metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter])
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
@@ -65,7 +68,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             task.load_state_dict(engine.full_state("ema")["ema"])
             values = {"step": step, "images": images, **evaluate(task, test_stream, config.evaluate, world)}
             require_finite(values)
-            for sink in evaluations:
+            for sink in (*evaluations, exporter):
                 sink(values)
             if with_picture and world.is_main:
                 _draw(parts, config, values, run)
@@ -74,7 +77,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     start_images, owes_checkpoint = images, False
     (stopped,) = world.max_over_ranks(stop.signal_name is not None)
     values = world.broadcast(run.evaluation(images) if world.is_main else None)
-    with writer, bar:
+    with exporter, writer, bar:
         if values is None and not stopped and (images == 0 or images >= config.total_images):
             values = look(with_picture=not images)
         batches = micro_batches(train_stream, config, images, task.groups, world)
@@ -82,8 +85,12 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             plan, rate, decay = step_inputs(config, task.plans, images, step)
             with metrics.phase("data"):
                 batches_of_step = next(batches)
+            timed = config.metrics.phases_every_steps and step % config.metrics.phases_every_steps == 0
             with metrics.phase("step"):
-                terms = engine.step(batches_of_step, plan, rate, decay)
+                if timed:
+                    terms, of_phases = engine.timed_step(batches_of_step, plan, rate, decay)
+                else:
+                    terms, of_phases = engine.step(batches_of_step, plan, rate, decay), {}
             before, images, step = images, images + config.train.batch_size, step + 1
 
             # What one rank knows and all act on.
@@ -91,7 +98,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
-            metrics.record_step(step, images, terms, learning_rate=rate, damaged_images=damaged)
+            metrics.record_step(step, images, terms, learning_rate=rate, damaged_images=damaged, **of_phases)
             if stopped or owes_checkpoint:
                 metrics.flush()
             if writer.is_pending and not writing:
@@ -113,6 +120,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
                     skipped = metrics.skipped_steps
                     writer.start(State(images=images, step=step, skipped_steps=skipped, score=score, identity=shared))
         metrics.flush()
+        exporter.is_finished = images >= config.total_images
     with world.agreed():
         writer.refuse_failure()
     seconds = metrics.training_seconds

@@ -50,6 +50,9 @@ REGISTRY = {
         Metric("images_per_second", "images/s", "training speed between this line and the last"),
         Metric("seconds_data", "s", "time this rank waited for data since the last line"),
         Metric("seconds_step", "s", "time in steps since the last line"),
+        Metric("seconds_forward", "s", "of steps that are timed (metrics.phases_every_steps): forward"),
+        Metric("seconds_backward", "s", "of these steps: backward, and what the ranks exchange in it"),
+        Metric("seconds_optimizer", "s", "of these steps: the rest"),
         Metric("seconds_evaluation", "s", "time in evaluation and pictures since the last line"),
         Metric("seconds_checkpoint", "s", "time in checkpoints since the last line"),
     )
@@ -60,6 +63,12 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
     """Recording."""
 
     steps_late: int = Field(4, ge=0)  # terms are read from the device so many steps later: no step waits for them
+    phases_every_steps: int = Field(100, ge=0)  # so often forward, backward and optimizer are timed; 0: never
+    port: int | None = Field(0, ge=0, lt=2**16)  # for Prometheus, plus the local rank; 0: any; null: no exporter
+    host: str = "127.0.0.1"  # the address that it listens on; "0.0.0.0" opens it to other machines
+    targets: str = "runs/targets"  # the folder where each rank says where it is to be found
+    pushgateway: str | None = None  # URL that gets the last numbers of a finished run
+    peak_flops: float | None = Field(None, gt=0)  # of a device; null: of the GPUs whose data sheets we know
 
 
 def require_finite(line: dict) -> None:
@@ -150,12 +159,14 @@ def _start_copy(values_N: Tensor) -> Callable[[], list[float]]:
 class JsonLines:
     """A sink and a log: one JSON object a line. Lines after `images`, of steps that are made again, are dropped.
 
-    What a full disk refuses waits in memory and is written with a later line.
+    training_seconds: those of the lines that were kept. What a full disk refuses waits in memory and is written with a
+    later line.
     """
 
     def __init__(self, path: Path, images: int):
         self.path = path
         kept = [line for line in read_lines(path) if line["images"] <= images]
+        self.training_seconds = training_seconds(kept)
         write_aside(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
@@ -186,6 +197,16 @@ def read_lines(path: Path) -> list[dict]:
         if isinstance(line, dict) and isinstance(line.get("images"), int):
             lines.append(line)
     return lines
+
+
+def training_seconds(lines: Iterable[dict]) -> float:
+    """Wall time of training that the lines of a run tell of, without evaluation and checkpoints."""
+    seconds, images = 0.0, 0
+    for line in lines:
+        if line.get("images_per_second"):
+            seconds += (line["images"] - images) / line["images_per_second"]
+        images = line["images"]
+    return seconds
 
 
 _PAUSE = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets a line now and then

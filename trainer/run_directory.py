@@ -11,6 +11,8 @@ import socket
 import uuid
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from data.errors import UserError
 from data.files import lock, write_aside
 from model.codec import CODEC, PatchCodec
@@ -19,6 +21,13 @@ from trainer.config import Config, dump_config
 from trainer.metrics import read_lines
 
 log = logging.getLogger(__name__)
+
+
+class _Identity(BaseModel):
+    """run.json."""
+
+    id: str
+    starts: int = Field(0, ge=0)
 
 
 class RunDirectory:
@@ -63,16 +72,17 @@ class RunDirectory:
         remove_leftovers(self.checkpoints)
 
     def create(self, config: Config, images: int, codec: PatchCodec | None) -> None:
-        """Make the folders, store the resolved configuration, the codec and, once, the run's id. Call on one rank.
+        """Make the folders, store the resolved configuration and the codec; count this start. Call on one rank.
 
         images: where the run goes on; a configuration that differed until there stays beside the new one.
         """
         for folder in (self.checkpoints, self.samples, self.reports):
             folder.mkdir(exist_ok=True)
         content = dump_config(config).encode()
-        if not self._identity.exists():
-            write_aside(self._identity, json.dumps({"id": uuid.uuid4().hex}).encode())
-        elif self.config.exists() and (before := self.config.read_bytes()) != content:
+        known = self._read_identity()
+        identity = {"id": known.get("id") or uuid.uuid4().hex, "starts": known.get("starts", 0) + 1}
+        write_aside(self._identity, json.dumps(identity).encode())
+        if self.config.exists() and (before := self.config.read_bytes()) != content:
             write_aside(self.path / f"config-until-{images:012d}.yaml", before)
         if codec:
             write_aside(self.codec, codec.to_bytes())
@@ -88,10 +98,19 @@ class RunDirectory:
 
     def read_id(self) -> str | None:
         """What tells this run from every other; None where its folder cannot be seen."""
+        return self._read_identity().get("id")
+
+    @property
+    def starts(self) -> int:
+        """How often the run was started, or went on."""
+        return self._read_identity().get("starts", 0)
+
+    def _read_identity(self) -> dict:
+        """The id and the number of starts; empty where they cannot be read."""
         try:
-            return json.loads(self._identity.read_bytes())["id"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return _Identity.model_validate_json(self._identity.read_bytes()).model_dump()
+        except (OSError, ValueError):
+            return {}
 
     def newest_checkpoint(self) -> Path | None:
         found = list_checkpoints(self.checkpoints)

@@ -1,10 +1,12 @@
 """What a step costs: the counter against arithmetic by hand."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 
 from model.biglearn import BigLearnModel, ModelConfig
-from model.cost import measure_cost
+from model.cost import _measure, measure_cost
 from model.masks import Plan
 from model.objective import ObjectiveConfig
 from model.task import BigLearnTask
@@ -68,3 +70,18 @@ def expect(task: BigLearnTask, tokens: int, token_layers: int) -> None:
     cost = measure_cost(task, PATCHES, TOKEN_DIM)
     assert cost.tokens_per_image == pytest.approx(tokens / samples)
     assert cost.token_layers_per_image == pytest.approx(token_layers / samples)
+
+
+@pytest.mark.parametrize("mask_tokens", ["query_only", "dense"])
+@pytest.mark.parametrize("method", ["biglearn_t", "biglearn_u"])
+def test_the_cost_of_many_plans_is_that_of_running_each(method, mask_tokens):
+    """What is computed from few groups against what is counted, plan by plan."""
+    task = case_1(method, mask_tokens)
+    task.plans = task.plans[:2]
+    found, plans = measure_cost(task, PATCHES, TOKEN_DIM), task.plans
+    assert any(not n_S for n_S, _ in plans[0].groups + plans[1].groups)
+    counted = 0.0
+    for plan in plans:
+        counted += _measure(task, plan, PATCHES, TOKEN_DIM)
+    groups = sum(len(plan.groups) for plan in plans)
+    assert astuple(found) == pytest.approx(tuple(counted / groups), rel=1e-12)

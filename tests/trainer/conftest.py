@@ -13,6 +13,7 @@ TINY = {
     "train": {"batch_size": 16, "total_images": 96},
     "evaluate": {"images": 24, "batch_size": 12},
     "engine": {"name": "accelerate"},
+    "metrics": {"port": None},
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from data.index import load_index
 from data.stream import Stream
+from model.task import ACTIVE_VARIANCE
 from trainer.build import build_task
 from trainer.evaluation import EvaluateConfig, evaluate
 
@@ -20,13 +21,19 @@ def test_figures_do_not_depend_on_the_batch_size(tiny, world, test_stream, metho
     one, other = (evaluate(task, test_stream, EvaluateConfig(batch_size=b, images=50), world) for b in (50, 7))
     assert one == pytest.approx(other, rel=1e-5)
     elbos, errors = ("biglearn", "joint"), ("inpainting_error", "inpainting_error_fifth")
-    assert set(one) == {*(f"{name}_elbo" for name in elbos), "joint_elbo_standard_prior", *errors}
+    assert set(one) == {*(f"{name}_elbo" for name in elbos), "joint_elbo_standard_prior", *errors, "active_units"}
 
 
 def test_figures_are_means_over_the_images(tiny, world, test_stream):
     task = build_task(tiny())
+    torch.nn.init.normal_(task.model.z_head[1].fc2.weight, std=0.2)  # some units are active, some are not
     values = evaluate(task, test_stream, EvaluateConfig(batch_size=7, images=50), world)
-    for name, value_B in task.evaluate(test_stream.read(torch.arange(50))).items():
+    of_samples = task.evaluate(test_stream.read(torch.arange(50)))
+    mu_BZ = of_samples.pop("posterior_mean").double()
+    assert torch.equal(of_samples.pop("posterior_mean_square").double().sqrt().float(), mu_BZ.abs().float())
+    assert values.pop("active_units") == (mu_BZ.var(0, unbiased=False) > ACTIVE_VARIANCE).sum()
+    assert values.keys() == of_samples.keys()
+    for name, value_B in of_samples.items():
         assert values[name] == pytest.approx(value_B.double().mean().item(), rel=1e-5)
 
 
