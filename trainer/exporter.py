@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ class Exporter:
         labels = {name: self.labels[name] for name in ("run", "model", "dataset", "rank")}
         try:
             push_to_gateway(self.config.pushgateway, "biglearn_finished", registry, labels, timeout=_PUSH_TIMEOUT_S)
-        except (OSError, ValueError) as failed:  # urllib's errors are OSErrors
+        except (OSError, ValueError, HTTPException) as failed:  # urllib's errors are OSErrors
             log.warning("the last metrics could not be pushed to %s (%s)", self.config.pushgateway, failed)
 
 

@@ -1,0 +1,177 @@
+"""Draw the dashboards from what a Prometheus has recorded, without a Grafana: a preview, not what Grafana shows."""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import argparse
+import json
+import math
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+
+from data.errors import UserError
+from launch.cli import run, whole_number
+
+EXAMPLES = """\
+examples:
+  python launch/monitoring/preview.py --out previews
+  python launch/monitoring/preview.py --prometheus http://127.0.0.1:19090 --minutes 5 --out previews
+"""
+FOLDER = Path(__file__).with_name("grafana") / "dashboards"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python launch/monitoring/preview.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    parser.add_argument("--minutes", type=whole_number, default=60, help="so far back; default: 60")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+
+    source = Source(options.prometheus, 60 * options.minutes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(FOLDER.glob("*.json")):
+        dashboard = json.loads(path.read_text())
+        out = options.out / f"dashboard-{path.stem}.png"
+        draw(dashboard, answers(dashboard, source), out)
+        print(out)
+    return 0
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a query gave, as lists of one length. name: its legend; run: the label, where there is one."""
+
+    name: str
+    run: str
+    seconds: list[float]
+    values: list[float]
+
+
+class Source:
+    """A Prometheus, and the `seconds` before now that are looked at."""
+
+    def __init__(self, url: str, seconds: float, rate_seconds: int = 60):
+        self.url, self.end, self.seconds, self.rate_seconds = url.rstrip("/"), time.time(), seconds, rate_seconds
+
+    def ask(self, path: str, **parameters) -> list:
+        """What /api/v1/<path> has for data. UserError when it refuses or is not there."""
+        query = urllib.parse.urlencode(parameters, doseq=True)
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise UserError(f"{self.url} refuses {parameters}: {error.read(2000).decode(errors='replace')}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.url} does not answer as a Prometheus ({error}): name it by --prometheus") from None
+
+    def series(self, expression: str, legend: str) -> list[Series]:
+        """The points of a query; those that are no finite numbers are left out."""
+        step = max(1, self.seconds / 200)
+        found = self.ask("query_range", query=expression, start=self.end - self.seconds, end=self.end, step=step)
+        several = []
+        for result in found["result"]:
+            labels, name = result["metric"], legend
+            for label, value in labels.items():
+                name = name.replace("{{" + label + "}}", value)
+            points = [(float(at), float(value)) for at, value in result["values"]]
+            points = [point for point in points if math.isfinite(point[1])]
+            if points:
+                several.append(Series(name, labels.get("run", ""), *map(list, zip(*points, strict=True))))
+        return several
+
+
+def answers(dashboard: dict, source: Source) -> dict[int, list[list[Series]]]:
+    """For each panel, by its id, what each of its queries gives when everything is chosen."""
+    values = {"__rate_interval": f"{source.rate_seconds}s"}
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            selector, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
+            found = source.ask(f"label/{label}/values", **{"match[]": _filled(selector, values)})
+            values[variable["name"]] = "|".join(found)
+    return {
+        panel["id"]: [
+            source.series(_filled(target["expr"], values), target["legendFormat"]) for target in panel["targets"]
+        ]
+        for panel in dashboard["panels"]
+    }
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for name in sorted(values, key=len, reverse=True):
+        text = text.replace(f"${name}", values[name])
+    return text
+
+
+def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> None:
+    """A picture of a dashboard, its panels where Grafana has them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
+    figure = pyplot.figure(figsize=(18, 0.42 * height + 0.8))
+    figure.suptitle(f"{dashboard['title']}: a preview drawn from Prometheus, not a picture of Grafana", fontsize=11)
+    top = 1 - 0.8 / figure.get_figheight()
+    for panel in dashboard["panels"]:
+        place, unit = panel["gridPos"], panel["fieldConfig"]["defaults"]["unit"].removeprefix("suffix: ")
+        left, bottom = place["x"] / 24, top * (1 - (place["y"] + place["h"]) / height)
+        wide, high = place["w"] / 24, top * place["h"] / height
+        series, is_number = found[panel["id"]], panel["type"] == "stat"
+        axes = figure.add_axes((left + 0.028, bottom + 0.2 * high, wide - 0.036, (0.55 if is_number else 0.66) * high))
+        axes.set_title(panel["title"], fontsize=9, fontweight="bold", loc="left")
+        if not any(series):
+            axes.text(0.5, 0.5, "nothing recorded", ha="center", va="center", fontsize=9)
+        elif is_number:
+            words = [f"{_shown(one.values[-1], unit)}   {one.name}" for one in series[0]]
+            axes.text(0.02, 0.98, "\n".join(words[:5]), ha="left", va="top", fontsize=10 if len(words) < 4 else 8)
+        elif panel["type"] == "xychart":
+            _draw_curves(axes, *series)
+        else:
+            _draw_lines(axes, [one for of_query in series for one in of_query])
+        if not any(series) or is_number:
+            axes.set_axis_off()
+        else:
+            axes.set_ylabel(unit, fontsize=7)
+            axes.tick_params(labelsize=7)
+            axes.legend(fontsize=6, loc="best")
+    figure.savefig(path, dpi=70)
+    pyplot.close(figure)
+
+
+def _draw_lines(axes, several: list[Series]) -> None:
+    last = max(one.seconds[-1] for one in several)
+    for one in several:
+        axes.plot([at - last for at in one.seconds], one.values, label=one.name, linewidth=1.2)
+    axes.set_xlabel("seconds before the end", fontsize=7)
+
+
+def _draw_curves(axes, of_x: list[Series], of_y: list[Series]) -> None:
+    """y against x, of the points of one time and run."""
+    for y in of_y:
+        x = next((dict(zip(one.seconds, one.values, strict=True)) for one in of_x if one.run == y.run), {})
+        points = [(x[at], value) for at, value in zip(y.seconds, y.values, strict=True) if at in x]
+        axes.plot(*zip(*points, strict=True), marker=".", label=y.name, linewidth=1.2)
+
+
+def _shown(value: float, unit: str) -> str:
+    if unit == "percentunit":
+        return f"{value:.1%}"
+    if unit == "s":
+        return f"{value:.3g} s" if value < 120 else f"{value / 60:.0f} min"
+    return f"{value:,.4g}" + ("" if unit in ("short", "sci") else f" {unit}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,164 @@
+"""Bring up, on this machine, what watches runs: Prometheus, and Alertmanager, Pushgateway and Grafana where they are.
+
+It stays until Ctrl-C. What was recorded is kept, and there again the next time.
+"""
+
+import sys
+from pathlib import Path
+
+# This checkout first: an environment shared by two checkouts must not import the code of the other one.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import argparse
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from os import environ
+
+import yaml
+
+from data.errors import UserError
+from launch.cli import run, whole_number
+
+EXAMPLES = """\
+examples:
+  python launch/monitoring/up.py
+  python launch/monitoring/up.py --targets /shared/me/runs/targets --port 19090
+
+Debian and Ubuntu: apt install prometheus prometheus-alertmanager prometheus-pushgateway
+Other systems: https://prometheus.io/download and https://grafana.com/grafana/download, programs on the PATH;
+or all of it by Docker: docker compose -f launch/monitoring/compose.yaml up
+"""
+HERE = Path(__file__).resolve().parent
+_NAMES = {  # of the programs, here and there
+    "prometheus": ("prometheus",),
+    "pushgateway": ("prometheus-pushgateway", "pushgateway"),
+    "alertmanager": ("prometheus-alertmanager", "alertmanager"),
+    "grafana": ("grafana",),
+}
+_START_S = 60
+_STOP_S = 20
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    found = {name: next(filter(None, map(shutil.which, names)), None) for name, names in _NAMES.items()}
+    if not found["prometheus"]:
+        raise UserError("prometheus is not on this machine: install it (--help says how), or use compose.yaml")
+    ports = {name: options.port + distance for name, distance in _DISTANCES.items()} | {"grafana": options.grafana_port}
+    for name in found:
+        if found[name] and _answers(ports[name]):
+            raise UserError(f"port {ports[name]}, for {name}, is taken: stop what listens there, or choose --port")
+    state = options.state.resolve()
+    try:
+        for folder in (state, options.targets):
+            folder.mkdir(parents=True, exist_ok=True)
+        (state / "prometheus.yml").write_text(_prometheus_config(options, ports))
+    except OSError as error:
+        raise UserError(f"{state} cannot be written ({error.strerror}): choose another --state") from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for name, program in found.items():
+            if not program:
+                print(f"{name:13} is not on this machine, and is left out (--help says where to get it)")
+                continue
+            command = [program, *_arguments(name, state, ports, options)]
+            started[name] = stack.enter_context(_running(name, command, state / f"{name}.log", ports))
+            print(f"{name:13} http://127.0.0.1:{ports[name]}")
+        print(f"runs are looked for in {options.targets}; Ctrl-C ends it", flush=True)
+        while True:
+            for name, process in started.items():
+                if process.poll() is not None:
+                    raise UserError(f"{name} has ended by itself: see {state / name}.log")
+            time.sleep(1)
+
+
+_DISTANCES = {"prometheus": 0, "pushgateway": 1, "alertmanager": 3}  # as their usual ports: 9090, 9091, 9093
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python launch/monitoring/up.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--targets", type=Path, default="runs/targets", metavar="DIR", help="metrics.targets of the runs; runs/targets")
+    add("--state", type=Path, default="runs/monitoring", metavar="DIR", help="data and logs; runs/monitoring")
+    add("--port", type=whole_number, default=9090, help="of Prometheus; Pushgateway: one more, Alertmanager: three")
+    add("--grafana-port", type=whole_number, default=3000)
+    add("--interval", type=whole_number, default=5, metavar="S", help="seconds between two looks; default: 5")
+    return parser
+
+
+def _prometheus_config(options: argparse.Namespace, ports: Mapping[str, int]) -> str:
+    """prometheus.yml with the places and the ports of this machine."""
+    config = yaml.safe_load((HERE / "prometheus.yml").read_text())
+    config["global"] = dict.fromkeys(config["global"], f"{options.interval}s")
+    config["rule_files"] = [str(HERE / name) for name in config["rule_files"]]
+    runs, pushed = config["scrape_configs"]
+    runs["file_sd_configs"][0] |= {
+        "files": [f"{options.targets.resolve()}/*.json"],
+        "refresh_interval": f"{options.interval}s",
+    }
+    pushed["static_configs"] = [{"targets": [f"127.0.0.1:{ports['pushgateway']}"]}]
+    config["alerting"]["alertmanagers"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{ports['alertmanager']}"]}]
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _arguments(name: str, state: Path, ports: Mapping[str, int], options: argparse.Namespace) -> list[str]:
+    """The command line of a program, without the program. All listen on this machine alone."""
+    address = f"--web.listen-address=127.0.0.1:{ports.get(name)}"
+    if name == "prometheus":
+        return [f"--config.file={state / 'prometheus.yml'}", f"--storage.tsdb.path={state / 'prometheus'}", address]
+    if name == "pushgateway":
+        return [f"--persistence.file={state / 'pushed'}", address]
+    if name == "alertmanager":
+        config, storage = HERE / "alertmanager.yml", state / "alertmanager"
+        return [f"--config.file={config}", f"--storage.path={storage}", "--cluster.listen-address=", address]
+    return ["server", "--homepath", environ.get("GRAFANA_HOME", "/usr/share/grafana")]
+
+
+@contextlib.contextmanager
+def _running(name: str, command: list[str], log: Path, ports: Mapping[str, int]) -> Iterator[subprocess.Popen]:
+    """The program, from when it answers until the end of the context."""
+    of_grafana = {
+        "GF_SERVER_HTTP_ADDR": "127.0.0.1",
+        "GF_SERVER_HTTP_PORT": str(ports["grafana"]),
+        "GF_PATHS_DATA": str(log.with_suffix("")),
+        "GF_PATHS_PROVISIONING": str(HERE / "grafana/provisioning"),
+        "PROMETHEUS_URL": f"http://127.0.0.1:{ports['prometheus']}",
+        "DASHBOARDS": str(HERE / "grafana/dashboards"),
+    }
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**environ, **of_grafana})
+    try:
+        deadline = time.monotonic() + _START_S
+        while not _answers(ports[name]):
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+                raise UserError(f"{name} does not start: {last} (all of it in {log})")
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,240 @@
+"""What a rank tells Prometheus, and how it is found."""
+
+import json
+import logging
+import re
+import socket
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from trainer.exporter import Exporter
+from trainer.exposition import FAMILIES, Exposition
+from trainer.metrics import REGISTRY, MetricsConfig
+
+LINE = {
+    "step": 3, "images": 48, "images_per_second": 32.0, "loss": 5.0, "elbo": -5.0, "kl": 1.0, "elbo_joint": -6.0,
+    "seconds_data": 0.25, "seconds_step": 0.5, "skipped_steps": 0, "gradient_norm": 2.0, "learning_rate": 1e-3,
+    "damaged_images": 0, "seconds_forward": 0.1,
+}  # fmt: skip
+LABELS = {"run": "run-abc", "model": "vae", "dataset": "digits", "rank": "0"}
+
+
+def exposition(images: int = 32, **how) -> Exposition:
+    info = {"size": "16x2", "device": "cpu"}
+    return Exposition(info, **{"is_main": True, "device": torch.device("cpu"), "images": images} | how)
+
+
+def scraped(shown: Exposition) -> dict[tuple[str, tuple], float]:
+    """Every sample by name and label values, as Prometheus would parse them."""
+    registry = CollectorRegistry()
+    registry.register(shown)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {(s.name, tuple(s.labels.values())): s.value for family in families for s in family.samples}
+
+
+def test_a_line_of_the_log_becomes_series():
+    shown = exposition()
+    shown(LINE)
+    shown(LINE | {"step": 4, "images": 64, "images_per_second": 8.0, "loss": None, "elbo": -4.0})
+    found = scraped(shown)
+    assert found["biglearn_steps_total", ()] == 4
+    assert found["biglearn_images_total", ()] == 64
+    assert found["biglearn_phase_seconds_total", ("data",)] == 0.5  # of both lines
+    assert found["biglearn_sampled_phase_seconds", ("forward",)] == 0.1  # of the last
+    assert found["biglearn_loss", ("loss",)] == 5.0  # the second had none
+    assert found["biglearn_loss", ("elbo",)] == -4.0
+    assert found["biglearn_task_elbo_nats", ("joint",)] == -6.0
+    assert found["biglearn_step_duration_seconds_count", ()] == 2
+    assert found["biglearn_step_duration_seconds_sum", ()] == 0.5 + 2.0
+    assert found["biglearn_step_duration_seconds_bucket", ("0.5",)] == 1
+    assert found["biglearn_step_duration_seconds_bucket", ("2.5",)] == 2
+    assert found["biglearn_step_duration_seconds_bucket", ("+Inf",)] == 2
+    assert found["biglearn_training_seconds_total", ()] == 2.5
+    assert found["biglearn_run_info", ("cpu", "16x2")] == 1
+    assert not any(name.endswith("_created") for name, _ in found)
+
+
+def test_a_run_that_goes_on_counts_on():
+    shown = exposition(images=32, training_seconds=100.0)
+    assert scraped(shown)["biglearn_images_total", ()] == 32
+    shown(LINE)
+    assert scraped(shown)["biglearn_training_seconds_total", ()] == 100.5
+
+
+def test_evaluations_and_checkpoints_are_shown():
+    shown = exposition()
+    shown({"step": 3, "images": 48, "biglearn_elbo": -7.0, "inpainting_error_fifth": 0.2, "active_units": 9})
+    shown({"checkpoint_time": 1e9, "checkpoint_seconds": 2.5, "checkpoint_bytes": 4096})
+    found = scraped(shown)
+    assert found["biglearn_evaluation_elbo_nats", ("biglearn",)] == -7
+    assert found["biglearn_evaluation_inpainting_error", ("0.2",)] == 0.2
+    assert found["biglearn_evaluation_active_latent_units", ()] == 9
+    assert found["biglearn_checkpoint_size_bytes", ()] == 4096
+    assert found["biglearn_step_duration_seconds_count", ()] == 0  # none of this is a step
+
+
+def test_other_ranks_show_what_is_their_own():
+    shown = exposition(is_main=False)
+    shown(LINE)
+    of_ranks = {family.full_name for family in FAMILIES if family.each_rank}
+    histogram = {f"biglearn_step_duration_seconds_{part}" for part in ("bucket", "count", "sum")}
+    names = {name for name, _ in scraped(shown)}
+    assert histogram < names
+    assert {"biglearn_steps_total", "biglearn_phase_seconds_total"} < names - histogram < of_ranks
+
+
+def test_tokens_and_operations_are_counted_when_somebody_asks():
+    asked = []
+
+    def count():
+        asked.append(1)
+        return 10.0, 1000.0
+
+    shown = exposition(count_cost=count)
+    shown(LINE)
+    assert not asked
+    scraped(shown)
+    shown._counting.join()
+    found = scraped(shown)
+    assert (found["biglearn_tokens_total", ()], found["biglearn_flops_total", ()]) == (480, 48_000)
+    assert len(asked) == 1
+
+
+def test_steps_are_timed_by_a_clock_that_does_not_jump(monkeypatch):
+    shown = exposition()
+    monkeypatch.setattr(time, "time", lambda: -5.0)
+    shown(LINE)
+    found = scraped(shown)
+    assert found["biglearn_step_duration_seconds_sum", ()] == 0.5
+    assert found["biglearn_last_step_timestamp_seconds", ()] == -5
+
+
+def test_every_number_of_a_line_is_shown():
+    numbers = {number for family in FAMILIES for number in family.of}
+    assert REGISTRY.keys() - numbers == {"images_per_second"}  # which Prometheus makes of the counters
+
+
+def test_names_keep_the_conventions():
+    names = [family.full_name for family in FAMILIES]
+    assert len({*names}) == len(names)
+    for family in FAMILIES:
+        assert re.fullmatch(r"biglearn_[a-z_]+", family.full_name)
+        assert not {"step", "epoch", "shard", "image"} & {*family.labels}  # endless values
+        assert all(len(labels) == len(family.labels) for labels in family.of.values())
+
+
+@pytest.fixture
+def exporter(tmp_path, world):
+    """exporter(labels=..., **config): not entered yet."""
+
+    def make(labels=LABELS, size=1, **config):
+        settings = MetricsConfig(**{"targets": str(tmp_path / "targets"), **config})
+        return Exporter(exposition(), settings, labels, replace(world, size=size))
+
+    return make
+
+
+def fetch(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_a_rank_is_found_while_it_is_there(exporter):
+    with exporter(labels=LABELS | {"slurm_job_id": "7"}) as served:
+        (group,) = json.loads(served.target.read_text())
+        assert group["labels"] == LABELS | {"slurm_job_id": "7"}
+        (address,) = group["targets"]
+        assert address.startswith("127.0.0.1:")
+        served(LINE)
+        assert "biglearn_images_total 48.0" in fetch(address)
+        assert "process_resident_memory_bytes" in fetch(address)
+    assert not list(served.target.parent.iterdir())
+    with pytest.raises(OSError, match="refused"):
+        fetch(address)
+
+
+def test_it_listens_to_this_machine_unless_it_is_opened(exporter):
+    with exporter(host="0.0.0.0") as served:
+        (group,) = json.loads(served.target.read_text())
+        assert group["targets"][0].startswith(f"{socket.gethostname()}:")
+        assert served._server.server_address[0] == "0.0.0.0"
+
+
+def test_a_port_that_is_taken_is_replaced(exporter, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with exporter(port=port) as served:
+            (group,) = json.loads(served.target.read_text())
+            assert "biglearn" in fetch(group["targets"][0])
+        assert f"port {port} is not to be had" in caplog.text
+
+
+@pytest.mark.parametrize("config", [{"host": "192.0.2.1"}, {"host": "no host"}, {"targets": "/proc/nowhere"}])
+def test_what_cannot_be_served_costs_a_warning(exporter, caplog, config):
+    with exporter(**config) as served:
+        served(LINE)
+    assert "no metrics for Prometheus" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_no_port_no_server(exporter):
+    with exporter(port=None) as served:
+        served(LINE)
+        assert not served.target.parent.exists()
+
+
+def test_an_exporter_that_dies_is_named_once(exporter, caplog):
+    with exporter() as served:
+        served._server.shutdown()
+        served._thread.join()
+        for _ in range(3):
+            served(LINE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the exporter for Prometheus has ended; training goes on without it"
+    ]
+
+
+def test_the_files_of_ranks_that_were_killed_go_when_the_run_goes_on(exporter):
+    with exporter(labels=LABELS | {"rank": "1"}, size=2) as killed:
+        content = killed.target.read_text()
+    of_another = killed.target.with_name("another-run-rank-7.json")
+    for path in (killed.target, of_another):
+        path.write_text(content)
+    with exporter(size=2):
+        assert killed.target.exists()  # its rank may be there already
+    with exporter(size=1):
+        assert not killed.target.exists()
+        assert of_another.exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no url"])
+def test_a_pushgateway_that_is_absent_costs_a_warning(exporter, caplog, url):
+    with exporter(pushgateway=url, port=None) as served:
+        served.is_finished = True
+    assert "the last metrics could not be pushed to" in caplog.text
+    caplog.clear()
+    with exporter(pushgateway=url, port=None):
+        pass  # a run that was stopped says nothing yet
+    served = exporter(pushgateway=url, port=None)
+    served.is_finished = True
+    served.__exit__(KeyError, KeyError(), None)  # nor does one that has failed
+    assert not caplog.records
+
+
+@pytest.fixture(autouse=True)
+def warnings_alone(caplog):
+    caplog.set_level(logging.WARNING)
+
+
+def test_the_page_has_the_table_of_the_registry():
+    from launch.monitoring.table import PAGE, with_table
+
+    page = Path(PAGE).read_text()
+    assert page == with_table(page), "run launch/monitoring/table.py"

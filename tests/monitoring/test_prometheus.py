@@ -1,0 +1,272 @@
+"""Two runs under the eyes of a real Prometheus, Alertmanager and Pushgateway, brought up as a person does."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.monitoring.preview import FOLDER, Series, Source, answers
+from launch.monitoring.preview import main as preview
+from tests.launch.conftest import Starter
+from tests.launch.conftest import start as start  # the fixture
+from tests.trainer.conftest import TINY
+from trainer.metrics import read_lines
+
+pytestmark = pytest.mark.cluster
+
+# A GPU that there is not: what its ranks would show. Values are examples.
+GPU = {"run": "example-gpu", "model": "biglearn_u", "dataset": "digits"}
+GPU_TEXT = """\
+# TYPE biglearn_steps_total counter
+biglearn_steps_total {seconds}
+# TYPE biglearn_flops_total counter
+biglearn_flops_total {flops}
+# TYPE biglearn_device_peak_flops_per_second gauge
+biglearn_device_peak_flops_per_second 989e12
+# TYPE biglearn_device_memory_bytes gauge
+biglearn_device_memory_bytes{{kind="allocated"}} 31e9
+biglearn_device_memory_bytes{{kind="reserved"}} 38e9
+biglearn_device_memory_bytes{{kind="used"}} 40e9
+biglearn_device_memory_bytes{{kind="total"}} 85e9
+"""
+
+
+class ExampleGPU(BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        seconds = time.time() % 1e6
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(GPU_TEXT.format(seconds=int(seconds), flops=400e12 * seconds).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@dataclass
+class Watch:
+    """What was brought up, and how runs are started for it."""
+
+    start: Starter
+    folder: Path
+    config: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def train(self, method: str, *overrides: str) -> subprocess.Popen:
+        run = [f"run_dir={self.folder / method}", f"method={method}", f"metrics.targets={self.folder / 'targets'}"]
+        return self.start.background(
+            "torchrun", "--nproc-per-node", 2, "launch/train.py", "--config", self.config, *run,
+            f"metrics.pushgateway=http://127.0.0.1:{self.port + 1}", *overrides,
+        )  # fmt: skip
+
+    def ask(self, query: str) -> list[dict]:
+        """The samples of now, {labels, value}."""
+        found = Source(self.url, 60).ask("query", query=query)["result"]
+        return [{"labels": sample["metric"], "value": float(sample["value"][1])} for sample in found]
+
+    def one(self, query: str) -> float:
+        (sample,) = self.ask(query)
+        return sample["value"]
+
+    def lines(self, method: str) -> list[dict]:
+        return read_lines(self.folder / method / "metrics.jsonl")
+
+
+def wait(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.5)
+
+
+def free_ports() -> int:
+    """The first of four that nobody has."""
+    for port in range(21_000, 30_000, 10):
+        try:
+            for distance in range(4):
+                socket.create_server(("127.0.0.1", port + distance)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def watch(start, tmp_path_factory, digits_shards) -> Iterator[Watch]:
+    folder, port = tmp_path_factory.mktemp("watch"), free_ports()
+    config = folder / "config.yaml"
+    settings = TINY | {
+        "data": TINY["data"] | {"shards": str(digits_shards)},
+        "train": {"batch_size": 16, "total_images": 16_000_000},
+        "checkpoint": {"every_images": 3200},
+        "evaluate": {"images": 64, "batch_size": 32, "every_images": 1600},
+        "metrics": {"phases_every_steps": 5},
+    }
+    config.write_text(yaml.safe_dump(settings))
+    gpu = ThreadingHTTPServer(("127.0.0.1", 0), ExampleGPU)
+    threading.Thread(target=gpu.serve_forever, daemon=True).start()
+    (folder / "targets").mkdir()
+    of_gpu = [{"targets": [f"127.0.0.1:{gpu.server_port}"], "labels": GPU | {"rank": "0"}}]
+    (folder / "targets/example-gpu-rank-0.json").write_text(json.dumps(of_gpu))
+    up = start.background(
+        "python", "launch/monitoring/up.py", "--port", port, "--targets", folder / "targets",
+        "--state", folder / "state", "--interval", 1,
+    )  # fmt: skip
+    try:
+        for line in up.stdout:
+            if "Ctrl-C ends it" in line:
+                break
+        else:
+            raise AssertionError(up.communicate()[1])
+        yield Watch(start, folder, config, port)
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.communicate(timeout=60)
+        gpu.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished(watch) -> dict:
+    """The summary of a vae that has come to its end, seen while it trained."""
+    training = watch.train("vae", "train.max_steps=600")
+    wait(lambda: len(watch.ask('up{model="vae"} == 1')) == 2)
+    wait(lambda: watch.ask('biglearn_flops_total{model="vae"} > 0'))
+    out, err = training.communicate(timeout=300)
+    assert training.returncode == 0, out + err
+    return json.loads((watch.folder / "vae/reports/summary.json").read_text())
+
+
+@dataclass
+class Seen:
+    """A biglearn_u at work, after more than a minute: it, and what each panel of each dashboard shows then."""
+
+    training: subprocess.Popen
+    panels: dict[str, dict[int, list[list[Series]]]]
+    rate: float  # images/s of the last minute, by its own log
+    waiting: float  # for data, likewise
+    rules: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def seen(watch, finished) -> Iterator[Seen]:
+    training = watch.train("biglearn_u")
+    try:
+        wait(lambda: len(watch.lines("biglearn_u")) > 50)
+        time.sleep(15)
+        before, began = len(watch.lines("biglearn_u")), time.monotonic()
+        time.sleep(60)
+        lines, seconds = watch.lines("biglearn_u"), time.monotonic() - began
+        names = ("run:biglearn_images:rate1m", "run:biglearn_data_wait:ratio", "run:biglearn_cost_against_vae:ratio")
+        rules = {name: watch.one(f'{name}{{run=~"biglearn_u-.*"}}') for name in names}
+        source = Source(watch.url, 120, rate_seconds=30)
+        panels = {path.stem: answers(json.loads(path.read_text()), source) for path in FOLDER.glob("*.json")}
+        data, step = (sum(line[f"seconds_{name}"] for line in lines[before:]) for name in ("data", "step"))
+        rate = (lines[-1]["images"] - lines[before - 1]["images"]) / seconds
+        yield Seen(training, panels, rate, data / (data + step), rules)
+    finally:
+        training.kill()
+        training.communicate()
+
+
+def test_the_rules_pass_their_unit_tests():
+    for command in (
+        ["test", "rules", "tests/monitoring/rules_test.yml"],
+        ["check", "config", "launch/monitoring/prometheus.yml"],
+    ):
+        done = subprocess.run(["promtool", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_finished_run_is_gone_and_its_last_numbers_are_kept(watch, finished):
+    wait(lambda: not watch.ask('up{model="vae"}'))
+    assert not list(watch.folder.glob("targets/vae*"))
+    (pushed,) = watch.ask('biglearn_images_total{model="vae"}')
+    assert pushed["value"] == 9600 == finished["images"]
+    assert pushed["labels"]["job"] == "biglearn_finished"
+    elbo = watch.one('biglearn_evaluation_elbo_nats{model="vae", elbo="joint"}')
+    assert elbo == pytest.approx(finished["after"]["joint_elbo"])
+    seconds = watch.one('run:biglearn_device_seconds_per_image:mean{model="vae"}')
+    assert seconds == pytest.approx(2 / finished["images_per_second"], rel=0.02)  # of two ranks
+
+
+def test_the_rules_agree_with_the_log(watch, finished, seen):
+    assert seen.rules["run:biglearn_images:rate1m"] == pytest.approx(seen.rate, rel=0.06)
+    assert seen.rules["run:biglearn_data_wait:ratio"] == pytest.approx(seen.waiting, abs=0.02)
+    lines = watch.lines("biglearn_u")
+    durations = [16 / line["images_per_second"] for line in lines]
+    cost = (sum(durations) / lines[-1]["images"]) * finished["images_per_second"]
+    assert seen.rules["run:biglearn_cost_against_vae:ratio"] == pytest.approx(cost, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["overview", "comparison", "ranks"])
+def test_every_query_of_every_panel_returns_numbers(watch, seen, name):
+    dashboard = json.loads((FOLDER / f"{name}.json").read_text())
+    empty = [
+        (panel["title"], target["expr"])
+        for panel in dashboard["panels"]
+        for target, found in zip(panel["targets"], seen.panels[name][panel["id"]], strict=True)
+        if not found
+    ]
+    assert not empty
+
+
+def test_what_is_exported_passes_the_linter(watch, seen):
+    (target,) = watch.folder.glob("targets/biglearn_u-*-rank-0.json")
+    address = json.loads(target.read_text())[0]["targets"][0]
+    text = subprocess.run(["curl", "-sf", f"http://{address}/metrics"], capture_output=True, check=True).stdout
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+
+
+def test_previews_are_drawn(watch, seen, tmp_path):
+    kept = os.environ.get("BIGLEARN_PREVIEWS")  # where to keep them, for the documentation
+    out = Path(kept) if kept else tmp_path
+    preview(["--prometheus", watch.url, "--minutes", "3", "--out", str(out)])
+    assert {path.name for path in out.glob("*.png")} >= {f"dashboard-{path.stem}.png" for path in FOLDER.glob("*.json")}
+
+
+def test_a_killed_rank_raises_its_alert(watch, seen):
+    os.kill(rank_of(watch.folder / "biglearn_u", 1), signal.SIGKILL)
+    raised: list[dict] = []
+
+    def is_raised() -> bool:
+        url = f"http://127.0.0.1:{watch.port + 3}/api/v2/alerts"
+        found = json.loads(subprocess.run(["curl", "-sf", url], capture_output=True, check=True).stdout)
+        raised[:] = [alert["labels"] for alert in found if alert["labels"]["alertname"] == "RankLost"]
+        return bool(raised)
+
+    wait(is_raised)
+    assert [(labels["model"], labels["rank"]) for labels in raised] == [("biglearn_u", "1")]
+    seen.training.wait(60)
+    assert [path.name.rpartition("-")[2] for path in watch.folder.glob("targets/biglearn_u-*")] == ["1.json"]
+
+
+def rank_of(run: Path, rank: int) -> int:
+    """The process of a rank."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, values = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if f"run_dir={run}".encode() in command and f"RANK={rank}".encode() in values:
+            return int(process.name)
+    raise AssertionError(f"no rank {rank} of {run}")
+
+
+def test_the_programs_are_there():
+    for name in ("prometheus", "promtool", "prometheus-alertmanager", "prometheus-pushgateway", "curl"):
+        assert shutil.which(name), f"{name}: apt-get install prometheus prometheus-alertmanager prometheus-pushgateway"
