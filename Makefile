@@ -20,8 +20,9 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not cluster"
 
-# What needs several processes at once: ranks by every launcher, faults of one rank alone, and a real SLURM, for which
-# it must be root and find slurmctld, slurmd, slurm-client, munge and iproute2 installed.
+# What needs several processes at once: ranks by every launcher, faults of one rank alone, a real SLURM, for which it
+# must be root and find slurmctld, slurmd, slurm-client, munge and iproute2 installed, and a real Prometheus:
+# prometheus, prometheus-alertmanager and prometheus-pushgateway.
 test-cluster: $(INSTALLED)
 	$(BIN)/python -m pytest -m cluster
 

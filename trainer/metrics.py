@@ -203,8 +203,9 @@ def training_seconds(lines: Iterable[dict]) -> float:
     """Wall time of training that the lines of a run tell of, without evaluation and checkpoints."""
     seconds, images = 0.0, 0
     for line in lines:
-        if line.get("images_per_second"):
-            seconds += (line["images"] - images) / line["images_per_second"]
+        rate = line.get("images_per_second")
+        if isinstance(rate, int | float) and rate > 0:
+            seconds += (line["images"] - images) / rate
         images = line["images"]
     return seconds
 

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries, xychart
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode, TooltipDisplayMode
+from grafana_foundation_sdk.models.common import (
+    BigValueGraphMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    TooltipDisplayMode,
+)
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
@@ -24,6 +30,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.xychart import XYShowMode
 
 FOLDER = Path(__file__).with_name("grafana") / "dashboards"
 IMAGES_A_SECOND, NATS = "suffix: img/s", "suffix: nats"
@@ -31,7 +38,7 @@ GPU = " (GPU)"  # at the end of the title of a panel that is empty without one
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${DS_PROMETHEUS}")
 _RUN = 'run=~"$run", model=~"$model", dataset=~"$dataset"'
-_RANK = f'{_RUN}, rank=~"$rank"'
+_RANK = f'{_RUN}, rank=~"$rank", job="biglearn"'  # of living runs
 Queries = Sequence[tuple[str, str]]  # an expression, and the legend of its series
 Levels = Sequence[tuple[float, str]]  # from this value on, this colour
 
@@ -43,12 +50,10 @@ def _finish(panel, title: str, description: str, unit: str, queries: Queries, le
     panel.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
     for ref, (expression, legend) in zip("ABCDEFGH", queries, strict=False):
         query = prometheus.Dataquery().ref_id(ref).datasource(_SOURCE).expr(expression).legend_format(legend)
-        panel.with_target(query.format(_format_of(panel)).range())
+        is_table, is_of_now = isinstance(panel, xychart.Panel), isinstance(panel, stat.Panel)
+        query.format(PromQueryFormat.TABLE if is_table else PromQueryFormat.TIME_SERIES)
+        panel.with_target(query.instant() if is_of_now else query.range())
     return panel
-
-
-def _format_of(panel) -> PromQueryFormat:
-    return PromQueryFormat.TABLE if isinstance(panel, xychart.Panel) else PromQueryFormat.TIME_SERIES
 
 
 def lines(
@@ -69,14 +74,15 @@ def lines(
 
 
 def number(title: str, description: str, unit: str, queries: Queries, levels: Levels = (), width: int = 3):
-    """The last value of each series, large."""
-    panel = stat.Panel().reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    """The values of now, large."""
+    panel = stat.Panel().graph_mode(BigValueGraphMode.NONE)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
     return _finish(panel, title, description, unit, queries, levels, width, 4)
 
 
 def curve(title: str, description: str, unit: str, x: str, y: str, width: int = 12):
     """One value against another, a curve for each run. x and y have the one label `run`."""
-    panel = xychart.Panel()
+    panel = xychart.Panel().show(XYShowMode.POINTS_AND_LINES).line_width(2)
     for id_val, options in (
         ("merge", {}),  # one table: Time, run, Value #A, Value #B
         ("partitionByValues", {"fields": ["run"], "keepFields": False, "naming": {"asLabels": True}}),

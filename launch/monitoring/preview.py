@@ -75,10 +75,10 @@ class Source:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.url} does not answer as a Prometheus ({error}): name it by --prometheus") from None
 
-    def series(self, expression: str, legend: str) -> list[Series]:
-        """The points of a query; those that are no finite numbers are left out."""
-        step = max(1, self.seconds / 200)
-        found = self.ask("query_range", query=expression, start=self.end - self.seconds, end=self.end, step=step)
+    def series(self, expression: str, legend: str, is_of_now: bool = False) -> list[Series]:
+        """The points of a query, or those of now; without those that are no finite numbers."""
+        start, step = self.end - (0 if is_of_now else self.seconds), max(1, self.seconds / 200)
+        found = self.ask("query_range", query=expression, start=start, end=self.end, step=step)
         several = []
         for result in found["result"]:
             labels, name = result["metric"], legend
@@ -101,7 +101,8 @@ def answers(dashboard: dict, source: Source) -> dict[int, list[list[Series]]]:
             values[variable["name"]] = "|".join(found)
     return {
         panel["id"]: [
-            source.series(_filled(target["expr"], values), target["legendFormat"]) for target in panel["targets"]
+            source.series(_filled(target["expr"], values), target["legendFormat"], target["instant"])
+            for target in panel["targets"]
         ]
         for panel in dashboard["panels"]
     }
@@ -119,6 +120,7 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, PercentFormatter
 
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
     figure = pyplot.figure(figsize=(18, 0.42 * height + 0.8))
@@ -134,8 +136,9 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
         if not any(series):
             axes.text(0.5, 0.5, "nothing recorded", ha="center", va="center", fontsize=9)
         elif is_number:
-            words = [f"{_shown(one.values[-1], unit)}   {one.name}" for one in series[0]]
-            axes.text(0.02, 0.98, "\n".join(words[:5]), ha="left", va="top", fontsize=10 if len(words) < 4 else 8)
+            for row, one in enumerate(series[0][:5]):
+                axes.text(0, 0.95 - 0.24 * row, _shown(one.values[-1], unit), va="top", fontsize=9)
+                axes.text(0.33, 0.93 - 0.24 * row, one.name, va="top", fontsize=7, color="dimgrey")
         elif panel["type"] == "xychart":
             _draw_curves(axes, *series)
         else:
@@ -143,7 +146,12 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
         if not any(series) or is_number:
             axes.set_axis_off()
         else:
-            axes.set_ylabel(unit, fontsize=7)
+            if unit in ("short", "bytes"):
+                axes.yaxis.set_major_formatter(EngFormatter(unit="B" if unit == "bytes" else ""))
+            elif unit == "percentunit":
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
+            else:
+                axes.set_ylabel(unit, fontsize=7)
             axes.tick_params(labelsize=7)
             axes.legend(fontsize=6, loc="best")
     figure.savefig(path, dpi=70)

@@ -77,6 +77,16 @@ def test_attention_times_both_phases_of_a_layer(root, tmp_path):
     assert all(row["ms"] > 0 for row in rows)
 
 
+def test_exporter_times_lines_scrapes_and_steps(root, tmp_path, digits_shards):
+    out = tmp_path / "exporter.json"
+    command = [sys.executable, "benchmarks/exporter.py", "--config", "configs/digits.yaml", "--steps", "2"]
+    command += ["--calls", "10", "--out", str(out), f"data.shards={digits_shards}", "engine.name=accelerate"]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    row = json.loads(out.read_text())
+    assert row["line_share"] == pytest.approx(row["line_seconds"] / row["step_seconds"])
+    assert row["scrape_seconds"] > 0
+
+
 def test_quality_keeps_the_rows_that_it_does_not_show(root, tmp_path, monkeypatch, capsys):
     from benchmarks import quality
 

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from launch.monitoring.dashboards import DASHBOARDS, FOLDER, rendered
 from trainer.exposition import FAMILIES
 
+register_default_plugins()
 MONITORING = FOLDER.parents[1]
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['id']}-{panel['title']}")
@@ -23,6 +27,13 @@ PANELS = [
 def test_what_is_committed_is_what_the_generator_makes(name):
     assert (FOLDER / f"{name}.json").read_text() == rendered(name), "run launch/monitoring/dashboards.py"
     assert {path.stem for path in FOLDER.glob("*.json")} == {*DASHBOARDS}
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_what_is_committed_fits_the_types_of_grafana(name):
+    """Read by Grafana's own types and written again it is the same: no field is unknown, misspelt or lost."""
+    plain = json.loads((FOLDER / f"{name}.json").read_text())
+    assert json.loads(JSONEncoder().encode(Dashboard.from_json(plain))) == plain
 
 
 @pytest.mark.parametrize("panel", PANELS)

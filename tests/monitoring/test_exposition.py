@@ -14,9 +14,12 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.exporter import Exporter
+from tests.trainer.conftest import tiny as tiny  # the fixture
+from trainer.build import build_task
+from trainer.exporter import Exporter, make_exporter
 from trainer.exposition import FAMILIES, Exposition
 from trainer.metrics import REGISTRY, MetricsConfig
+from trainer.run_directory import RunDirectory
 
 LINE = {
     "step": 3, "images": 48, "images_per_second": 32.0, "loss": 5.0, "elbo": -5.0, "kl": 1.0, "elbo_joint": -6.0,
@@ -139,6 +142,27 @@ def exporter(tmp_path, world):
         return Exporter(exposition(), settings, labels, replace(world, size=size))
 
     return make
+
+
+def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
+    config = tiny("method=vae", "model.embed_dim=32")
+    run, task = RunDirectory(config.run_dir), build_task(config)
+    run.acquire(resume=True)
+    names = set()
+    for starts, job in enumerate(("7", "8")):
+        run.create(config, 0, None)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        made = make_exporter(config, world, run, task, images=0, training_seconds=0.0)
+        assert {**made.labels, "run": ""} == {**LABELS, "run": "", "slurm_job_id": job}
+        found = scraped(made.exposition)
+        assert found["biglearn_restarts_total", ()] == starts
+        assert found["biglearn_images_planned", ()] == 96
+        assert found["biglearn_parameters", ()] == sum(p.numel() for p in task.parameters())
+        names.add(made.labels["run"])
+    (name,) = names
+    assert name == f"run-{run.read_id()[:6]}"
+    (labels,) = [labels for name, labels in found if name == "biglearn_run_info"]
+    assert {"32x2", "cpu", "accelerate", "fp32"} <= {*labels}
 
 
 def fetch(address: str) -> str:

@@ -1,6 +1,7 @@
 """Engines, in this process: the same steps, the same state, accumulation."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -55,6 +56,18 @@ def test_every_engine_makes_the_same_steps(tiny, world, expected, name):
         average = state["ema"]["model.x_head.1.fc2.weight"].clone()
     for ours, theirs in zip(made, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_timed_step_is_a_step(tiny, world, expected, name):
+    task, engine = build(tiny(*ENGINES[name]), world)
+    began = time.monotonic()
+    terms, seconds = engine.timed_step([batch(0)], task.plans[0], 1e-3, 0.5)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected[0], rel=1e-5)
+    assert seconds.keys() == {"seconds_forward", "seconds_backward", "seconds_optimizer"}
+    assert all(value > 0 for value in seconds.values())
+    assert sum(seconds.values()) <= time.monotonic() - began
+    assert steps(task, engine, [1])[0] == pytest.approx(expected[1], rel=1e-5)  # the next one is not timed
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.errors import NonFiniteError
-from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines
+from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines, training_seconds
 
 
 def terms(loss: float, skipped: float = 0.0) -> dict[str, torch.Tensor]:
@@ -116,3 +116,12 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
     assert len(caplog.messages) == 1
     log({"images": 32})
     assert [json.loads(line)["images"] for line in (tmp_path / "log").read_text().splitlines()] == [8, 16, 24, 32]
+
+
+def test_the_time_of_training_goes_on_where_the_log_does(tmp_path):
+    log = JsonLines(tmp_path / "log", 0)
+    assert log.training_seconds == 0
+    for images, rate in ((8, 4.0), (16, 8.0), (24, 1.0)):
+        log({"images": images, "images_per_second": rate, "seconds_checkpoint": 100.0})
+    assert JsonLines(tmp_path / "log", 16).training_seconds == 8 / 4 + 8 / 8
+    assert training_seconds([{"images": 8}, {"images": 16, "images_per_second": "x"}]) == 0

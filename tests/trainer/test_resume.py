@@ -1,5 +1,7 @@
 """What a run goes on from, and what it refuses to go on from."""
 
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +27,19 @@ def saved(tiny, world, tmp_path):
     writer.finish()
     assert writer.error is None
     return config, parts, tmp_path
+
+
+def test_a_checkpoint_that_is_complete_is_told(saved, tmp_path):
+    config, parts, _ = saved
+    told = []
+    writer = CheckpointWriter(tmp_path / "told", config.checkpoint, parts.engine, parts.shapes, [told.append])
+    writer.start(State(images=32, step=2, identity={}))
+    assert not told
+    writer.finish()
+    files = list((tmp_path / "told/img-000000000032").iterdir())
+    assert told[0]["checkpoint_bytes"] == sum(path.stat().st_size for path in files) > 1000
+    assert 0 < told[0]["checkpoint_seconds"] < 60
+    assert abs(told[0]["checkpoint_time"] - time.time()) < 60
 
 
 def test_all_tensors_come_back(saved, world):

@@ -54,6 +54,7 @@ def test_the_configuration_until_a_change_stays(tiny):
     assert load_config(run.path / "config-until-000000000064.yaml") == first
     assert len(list(run.path.glob("config*.yaml"))) == 2
     assert RunDirectory(first.run_dir).read_id() == identity is not None
+    assert run.starts == 3
 
 
 def test_evaluations_by_place(tmp_path):
