@@ -131,14 +131,14 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
         left, bottom = place["x"] / 24, top * (1 - (place["y"] + place["h"]) / height)
         wide, high = place["w"] / 24, top * place["h"] / height
         series, is_number = found[panel["id"]], panel["type"] == "stat"
-        axes = figure.add_axes((left + 0.028, bottom + 0.2 * high, wide - 0.036, (0.55 if is_number else 0.66) * high))
+        axes = figure.add_axes((left + 0.028, bottom + 0.2 * high, wide - 0.036, (0.6 if is_number else 0.66) * high))
         axes.set_title(panel["title"], fontsize=9, fontweight="bold", loc="left")
         if not any(series):
             axes.text(0.5, 0.5, "nothing recorded", ha="center", va="center", fontsize=9)
         elif is_number:
-            for row, one in enumerate(series[0][:5]):
-                axes.text(0, 0.95 - 0.24 * row, _shown(one.values[-1], unit), va="top", fontsize=9)
-                axes.text(0.33, 0.93 - 0.24 * row, one.name, va="top", fontsize=7, color="dimgrey")
+            for row, one in enumerate(series[0][:3]):
+                axes.text(0, 1 - 0.36 * row, _shown(one.values[-1], unit), va="top", fontsize=10)
+                axes.text(0, 0.83 - 0.36 * row, one.name, va="top", fontsize=6, color="dimgrey")
         elif panel["type"] == "xychart":
             _draw_curves(axes, *series)
         else:
@@ -146,11 +146,11 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
         if not any(series) or is_number:
             axes.set_axis_off()
         else:
-            if unit in ("short", "bytes"):
+            if unit == "bytes" or (unit == "short" and axes.get_ylim()[1] > 10_000):
                 axes.yaxis.set_major_formatter(EngFormatter(unit="B" if unit == "bytes" else ""))
             elif unit == "percentunit":
                 axes.yaxis.set_major_formatter(PercentFormatter(1))
-            else:
+            elif unit != "short":
                 axes.set_ylabel(unit, fontsize=7)
             axes.tick_params(labelsize=7)
             axes.legend(fontsize=6, loc="best")
