@@ -1,5 +1,6 @@
 """What a rank tells Prometheus: the families, and the numbers that a scrape reads. docs/monitoring.md is made of it."""
 
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
@@ -197,8 +198,9 @@ def device_memory(device: torch.device) -> dict[str, int]:
     }
 
 
-# FLOP/s of dense matrix products as the makers' data sheets have them, (bf16, fp32 without TF32), by part of the name.
+# FLOP/s of dense matrix products as the makers' data sheets have them, (bf16, fp32 without TF32), by words of the name.
 _PEAKS = {
+    "H200 NVL": (835e12, 60e12),
     "H200": (989e12, 67e12),
     "H100 PCIe": (756e12, 51e12),
     "H100 NVL": (835e12, 60e12),
@@ -217,5 +219,5 @@ def known_peak(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    found = next((peaks for part, peaks in _PEAKS.items() if part in name), None)
+    found = next((peaks for words, peaks in _PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
     return found and found[precision == "fp32"]

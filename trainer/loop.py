@@ -85,9 +85,10 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             plan, rate, decay = step_inputs(config, task.plans, images, step)
             with metrics.phase("data"):
                 batches_of_step = next(batches)
-            timed = config.metrics.phases_every_steps and step % config.metrics.phases_every_steps == 0
+            every = config.metrics.phases_every_steps
+            is_timed = every and step % every == every - 1  # not the first one, which warms up
             with metrics.phase("step"):
-                if timed:
+                if is_timed:
                     terms, of_phases = engine.timed_step(batches_of_step, plan, rate, decay)
                 else:
                     terms, of_phases = engine.step(batches_of_step, plan, rate, decay), {}
@@ -120,7 +121,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
                     skipped = metrics.skipped_steps
                     writer.start(State(images=images, step=step, skipped_steps=skipped, score=score, identity=shared))
         metrics.flush()
-        exporter.is_finished = images >= config.total_images
+        exporter.is_finished = start_images < images == config.total_images
     with world.agreed():
         writer.refuse_failure()
     seconds = metrics.training_seconds

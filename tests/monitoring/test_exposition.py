@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.trainer.conftest import tiny as tiny  # the fixture
 from trainer.build import build_task
 from trainer.exporter import Exporter, make_exporter
-from trainer.exposition import FAMILIES, Exposition
+from trainer.exposition import FAMILIES, Exposition, known_peak
 from trainer.metrics import REGISTRY, MetricsConfig
 from trainer.run_directory import RunDirectory
 
@@ -131,6 +131,23 @@ def test_names_keep_the_conventions():
         assert re.fullmatch(r"biglearn_[a-z_]+", family.full_name)
         assert not {"step", "epoch", "shard", "image"} & {*family.labels}  # endless values
         assert all(len(labels) == len(family.labels) for labels in family.of.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 19.5e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("NVIDIA A10G", "bf16", None),  # no A10
+        ("NVIDIA RTX A1000", "bf16", None),
+    ],
+)
+def test_peaks_of_gpus_that_are_known(monkeypatch, name, precision, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert known_peak(torch.device("cuda"), precision) == peak
+    assert known_peak(torch.device("cpu"), precision) is None
 
 
 @pytest.fixture
