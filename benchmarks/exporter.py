@@ -52,6 +52,7 @@ def measure(config, options: argparse.Namespace) -> dict:
     from prometheus_client import CollectorRegistry, generate_latest
 
     from trainer.build import build_parts, micro_batches, step_inputs
+    from trainer.checkpoint import State
     from trainer.exporter import make_exporter
     from trainer.run_directory import RunDirectory
     from trainer.world import join_world
@@ -60,7 +61,7 @@ def measure(config, options: argparse.Namespace) -> dict:
     parts, directory = build_parts(config, world), RunDirectory(config.run_dir)
     directory.acquire(resume=False)
     directory.create(config, 0, parts.codec)
-    exporter = make_exporter(config, world, directory, parts.copy, 0, 0.0)
+    exporter = make_exporter(config, world, directory, parts.copy, State(images=0, step=0, identity={}), (0.0, 0.0))
     registry = CollectorRegistry()
     registry.register(exporter.exposition)
     batches = micro_batches(parts.train_stream, config, 0, parts.copy.groups, world)

@@ -81,10 +81,24 @@ def _measure(task: nn.Module, plan: Plan, patches: int, token_dim: int) -> np.nd
     hooks = [trunk.blocks[0].norm1.register_forward_pre_hook(enters) for trunk in trunks]
     hooks += [block.norm2.register_forward_pre_hook(leaves) for trunk in trunks for block in trunk.blocks]
     batch_size = len(plan.groups)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    with torch.device("meta"), counter:
         batch = Batch(torch.empty(batch_size, patches, token_dim), torch.arange(batch_size))
         loss, _ = task(batch, plan)
         loss.backward()
     for hook in hooks:
         hook.remove()
     return np.array([tokens, token_layers, counter.get_total_flops()], dtype=float)
+
+
+class _NoModules:
+    """Instead of torch's tracker of modules, whose hooks are on those of all threads, a training's too."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        pass

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -116,9 +117,10 @@ class CheckpointWriter:
         if self.world.is_main and not error:
             try:
                 path = complete(self._aside, self._state, {k: v for written, _ in outcomes for k, v in written.items()})
-                self._tell(path)
             except OSError as refused:
                 error = _reason(refused)
+            else:
+                self._tell(path)
         self.error = self.world.broadcast(error)
         if self.error:
             self._warn()
@@ -139,11 +141,9 @@ class CheckpointWriter:
             self.error = _reason(refused)
 
     def _tell(self, path: Path) -> None:
-        written = {
-            "checkpoint_time": time.time(),
-            "checkpoint_seconds": time.monotonic() - self._began,
-            "checkpoint_bytes": sum(file.stat().st_size for file in path.iterdir()),
-        }
+        written = {"checkpoint_time": time.time(), "checkpoint_seconds": time.monotonic() - self._began}
+        with suppress(OSError):  # complete it is
+            written["checkpoint_bytes"] = sum(file.stat().st_size for file in path.iterdir())
         for sink in self._sinks:
             sink(written)
 

@@ -16,6 +16,7 @@ from torch import nn
 from data.files import write_aside
 from model.cost import measure_cost
 from trainer.build import meta_task
+from trainer.checkpoint import State
 from trainer.config import Config
 from trainer.exposition import Exposition, known_peak
 from trainer.metrics import MetricsConfig
@@ -53,16 +54,16 @@ class Exporter:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._remove_lost()
             write_aside(self.target, json.dumps([{"targets": [address], "labels": self.labels}]).encode())
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else f"{self.config.host}, port {self.config.port}: "
-            log.warning("no metrics for Prometheus (%s%s); training goes on", where, error.strerror)
+        except (OSError, ValueError) as error:  # ValueError: a host whose name cannot be encoded
+            log.warning("no metrics for Prometheus at %s (%s); training goes on", self.config.host, error)
         return self
 
     def _remove_lost(self) -> None:
         """The files of ranks that this run had when it was killed, and has no more."""
         if self.labels["rank"] == "0":
             for path in self.target.parent.glob(f"{glob.escape(self.labels['run'])}-rank-*.json"):
-                if int(path.stem.rpartition("-")[2]) >= self.world_size:
+                rank = path.stem.rpartition("-")[2]
+                if rank.isdecimal() and int(rank) >= self.world_size:
                     path.unlink(missing_ok=True)
 
     def _start(self, registry: CollectorRegistry):
@@ -90,7 +91,10 @@ class Exporter:
 
     def __exit__(self, kind, error, traceback) -> None:
         if self._server:
-            self.target.unlink(missing_ok=True)
+            try:
+                self.target.unlink(missing_ok=True)
+            except OSError as failed:
+                log.warning("remove %s, or Prometheus will miss this rank (%s)", self.target, failed.strerror)
             self._server.shutdown()
             self._server.server_close()
         if self.is_finished and error is None and self.config.pushgateway and self.labels["rank"] == "0":
@@ -107,24 +111,31 @@ class Exporter:
 
 
 def make_exporter(
-    config: Config, world: World, run: RunDirectory, task: nn.Module, images: int, training_seconds: float
+    config: Config, world: World, run: RunDirectory, task: nn.Module, state: State, spent: tuple[float, float]
 ) -> Exporter:
-    """That of a rank of a run, which goes on after so many images and seconds. Every rank calls it."""
+    """That of a rank of a run, which goes on from a state. Every rank calls it.
+
+    spent: seconds of training until there, and the same times the ranks that there were.
+    """
     name = f"{run.path.resolve().name}-{run.read_id()[:6]}"  # stays the same when it is started again
     labels = {"run": name, "model": config.method, "dataset": config.data.source, "rank": str(world.rank)}
+    labels |= {"start": str(run.starts)}  # series of their own: what is made again would look like a counter's reset
     labels |= {"slurm_job_id": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}
     exposition = Exposition(
         _hyperparameters(config, world),
         is_main=world.is_main,
         device=world.device,
-        images=images,
-        training_seconds=training_seconds,
+        world_size=world.size,
+        images=state.images,
+        spent=spent,
         count_cost=_cost_counter(config) if world.is_main and config.metrics.port is not None else None,
     )
     peak = config.metrics.peak_flops or known_peak(world.device, config.engine.precision)
     constants = {
+        "step": state.step,
+        "skipped_steps": state.skipped_steps,
+        "damaged_images": 0,
         "images_planned": config.total_images,
-        "world_size": world.size,
         "parameters": sum(p.numel() for p in task.parameters()),
         "restarts": run.starts - 1,
         "peak_flops": peak,

@@ -49,6 +49,7 @@ FAMILIES = (
     Family("tokens", "counter", "tokens that entered the transformer, of all ranks; counted from the masks' sizes"),
     Family("flops", "counter", "operations of the matrix products, forward and backward, of all ranks; counted so"),
     Family("training_seconds", "counter", "wall time of training, without evaluation and checkpoints"),
+    Family("device_seconds", "counter", "the same times the ranks that there were; a rank has one device"),
     Family("step_duration_seconds", "histogram", "wall time of a step and of the wait for its data", each_rank=True),
     Family(
         "phase_seconds", "counter", "wall time of this process by what it did (data: the wait for them)",
@@ -117,15 +118,17 @@ class Exposition(Collector):
         *,
         is_main: bool,
         device: torch.device,
+        world_size: int,
         images: int,
-        training_seconds: float = 0.0,
+        spent: tuple[float, float] = (0.0, 0.0),
         count_cost: Callable[[], tuple[float, float]] | None = None,
     ):
-        """images, training_seconds: where the run goes on. info: the labels of biglearn_run_info."""
+        """images, spent: where the run goes on (seconds, and seconds times ranks). info: of biglearn_run_info."""
         self._info, self._is_main, self._device, self._count_cost = info, is_main, device, count_cost
         self._lock = Lock()
         self._numbers: dict[tuple[str, tuple[str, ...]], float] = {("images", ()): images}
-        self._numbers["training_seconds", ()] = training_seconds
+        self._numbers["training_seconds", ()], self._numbers["device_seconds", ()] = spent
+        self._numbers["world_size", ()] = self._world_size = world_size
         self._images, self._buckets, self._duration = images, [0] * (len(STEP_SECONDS) + 1), 0.0
         self._of_image: tuple[float, float] | None = None
         self._counting: Thread | None = None
@@ -147,6 +150,7 @@ class Exposition(Collector):
         self._buckets[bisect_left(STEP_SECONDS, seconds)] += 1
         self._duration += seconds
         self._numbers["training_seconds", ()] += seconds
+        self._numbers["device_seconds", ()] += seconds * self._world_size
         self._numbers["last_step_timestamp_seconds", ()] = time.time()
 
     def collect(self) -> Iterator:

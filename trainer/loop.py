@@ -50,15 +50,15 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
     images, step = state.images, state.step
     bar = ProgressBar(images, config.total_images, shown=world.is_main)
-    sinks, evaluations, training_seconds = [], [], 0.0
+    sinks, evaluations, spent = [], [], (0.0, 0.0)
     with world.agreed():
         if world.is_main:
             run.create(config, images, parts.codec)
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]
-            training_seconds = sinks[0].training_seconds
+            spent = sinks[0].spent
     world.require_same(run_id=run.read_id())  # all see the one folder
-    exporter = make_exporter(config, world, run, task, images, training_seconds)
+    exporter = make_exporter(config, world, run, task, state, spent)
     metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
     writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter])
 
@@ -99,7 +99,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
-            metrics.record_step(step, images, terms, learning_rate=rate, damaged_images=damaged, **of_phases)
+            values = {"learning_rate": rate, "damaged_images": damaged, "world_size": world.size}
+            metrics.record_step(step, images, terms, **values, **of_phases)
             if stopped or owes_checkpoint:
                 metrics.flush()
             if writer.is_pending and not writing:

@@ -47,6 +47,7 @@ REGISTRY = {
         Metric("learning_rate", "1", "learning rate of the step"),
         Metric("skipped_steps", "steps", "steps that changed nothing because a term or the gradient was not finite"),
         Metric("damaged_images", "images", "damaged training images met by the rank that met most"),
+        Metric("world_size", "ranks", "ranks that made the step"),
         Metric("images_per_second", "images/s", "training speed between this line and the last"),
         Metric("seconds_data", "s", "time this rank waited for data since the last line"),
         Metric("seconds_step", "s", "time in steps since the last line"),
@@ -159,14 +160,13 @@ def _start_copy(values_N: Tensor) -> Callable[[], list[float]]:
 class JsonLines:
     """A sink and a log: one JSON object a line. Lines after `images`, of steps that are made again, are dropped.
 
-    training_seconds: those of the lines that were kept. What a full disk refuses waits in memory and is written with a
-    later line.
+    spent: of the lines that were kept. What a full disk refuses waits in memory and is written with a later line.
     """
 
     def __init__(self, path: Path, images: int):
         self.path = path
         kept = [line for line in read_lines(path) if line["images"] <= images]
-        self.training_seconds = training_seconds(kept)
+        self.spent = spent(kept)
         write_aside(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
@@ -199,15 +199,16 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
-def training_seconds(lines: Iterable[dict]) -> float:
-    """Wall time of training that the lines of a run tell of, without evaluation and checkpoints."""
-    seconds, images = 0.0, 0
+def spent(lines: Iterable[dict]) -> tuple[float, float]:
+    """Wall time of training by the lines of a run, without evaluation and checkpoints; and the same times the ranks."""
+    seconds, of_devices, images = 0.0, 0.0, 0
     for line in lines:
-        rate = line.get("images_per_second")
-        if isinstance(rate, int | float) and rate > 0:
-            seconds += (line["images"] - images) / rate
+        rate, world_size = line.get("images_per_second"), line.get("world_size", 1)
+        if isinstance(rate, int | float) and rate > 0 and isinstance(world_size, int):
+            duration = (line["images"] - images) / rate
+            seconds, of_devices = seconds + duration, of_devices + duration * world_size
         images = line["images"]
-    return seconds
+    return seconds, of_devices
 
 
 _PAUSE = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets a line now and then

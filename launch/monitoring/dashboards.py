@@ -38,7 +38,8 @@ GPU = " (GPU)"  # at the end of the title of a panel that is empty without one
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${DS_PROMETHEUS}")
 _RUN = 'run=~"$run", model=~"$model", dataset=~"$dataset"'
-_RANK = f'{_RUN}, rank=~"$rank", job="biglearn"'  # of living runs
+_LIVING = f'{_RUN}, job="biglearn"'
+_RANK = f'{_LIVING}, rank=~"$rank"'
 Queries = Sequence[tuple[str, str]]  # an expression, and the legend of its series
 Levels = Sequence[tuple[float, str]]  # from this value on, this colour
 
@@ -111,25 +112,26 @@ def _dashboard(uid: str, title: str, description: str, variables: Sequence[str],
 
 
 def _max(expression: str, by: str = "run") -> str:
-    """What a run's ranks, and its finished and its living self, have alike."""
-    return f"max by ({by}) ({expression})"
+    """What the ranks of a run have alike: of its living self where there is one, else of what was pushed."""
+    living = expression.replace(_RUN, _LIVING)
+    return f"max by ({by}) ({living}) or max by ({by}) ({expression})"
 
 
-def _rate(counter: str, labels: str = _RUN) -> str:
+def _rate(counter: str, labels: str = _LIVING) -> str:
     return f"rate({counter}{{{labels}}}[$__rate_interval])"
 
 
 def overview():
     """Is it healthy, how fast is it, what is it waiting for, how far is it?"""
-    images, planned = (f"biglearn_images_{name}{{{_RUN}}}" for name in ("total", "planned"))
-    speed, progress = _max(_rate("biglearn_images_total")), f"run:biglearn_progress:ratio{{{_RUN}}}"
+    images, planned = (f"biglearn_images_{name}{{{_LIVING}}}" for name in ("total", "planned"))
+    speed, progress = f"max by (run) ({_rate('biglearn_images_total')})", f"run:biglearn_progress:ratio{{{_RUN}}}"
     phases = f"sum by (phase) ({_rate('biglearn_phase_seconds_total')})"
     steps = f"sum by (le, run) ({_rate('biglearn_step_duration_seconds_bucket')})"
     panels = [
         number("Progress", "Images seen of those planned.", "percentunit", [(progress, "{{run}}")]),
         number(
             "Time left", "At the speed of the last minutes.", "s",
-            [(f"({_max(planned)} - {_max(images)}) / ({speed} > 0)", "{{run}}")],
+            [(f"max by (run) ({planned} - {images}) / ({speed} > 0)", "{{run}}")],
         ),
         number("Speed", "Training images a second, of all ranks.", IMAGES_A_SECOND, [(speed, "{{run}}")]),
         number(
@@ -142,12 +144,12 @@ def overview():
         ),
         number(
             "Checkpoint is from", "So much would be lost now.", "s",
-            [(f"time() - {_max(f'biglearn_last_checkpoint_timestamp_seconds{{{_RUN}}}')}", "{{run}}")],
+            [(f"time() - max by (run) (biglearn_last_checkpoint_timestamp_seconds{{{_LIVING}}})", "{{run}}")],
             [(3600, "yellow"), (7200, "red")],
         ),
         number(
             "Ranks that do not answer", "Killed, or cut off.", "short",
-            [(f"sum by (run) (1 - up{{{_RUN}}})", "{{run}}")], [(1, "red")],
+            [(f"sum by (run) (1 - up{{{_LIVING}}})", "{{run}}")], [(1, "red")],
         ),
         number(
             "Started again", "After an end of any kind; under SLURM by the job itself.", "short",
@@ -164,7 +166,7 @@ def overview():
         ),
         lines(
             "Terms of the loss", "Of the last step, a mean over its batch; elbo = reconstruction - beta kl.", NATS,
-            [(_max(f'biglearn_loss{{{_RUN}, term!="loss"}}', "run, term"), "{{run}} {{term}}")],
+            [(_max(f'biglearn_loss{{{_RUN}, term=~"elbo|reconstruction|kl"}}', "run, term"), "{{run}} {{term}}")],
         ),
         lines(
             "ELBO by task", "Of the last step: joint (no S, T everything), marginal (no S), conditional.", NATS,
@@ -186,6 +188,14 @@ def overview():
         lines(
             "Norm of the gradient", "Before clipping.", "short",
             [(_max(f"biglearn_gradient_norm{{{_RUN}}}"), "{{run}}")],
+        ),
+        lines(
+            "Loss", "Of the last step: minus the ELBO, nats; of patch_ae the mean squared error.", "short",
+            [(_max(f'biglearn_loss{{{_RUN}, term="loss"}}'), "{{run}}")],
+        ),
+        lines(
+            "Test PSNR of patch_ae", "Of whole images from their codes, at each evaluation.", "dB",
+            [(_max(f"biglearn_evaluation_psnr_decibels{{{_RUN}}}"), "{{run}}")],
         ),
         lines("Learning rate", "Of the last step.", "sci", [(_max(f"biglearn_learning_rate{{{_RUN}}}"), "{{run}}")]),
         lines(
@@ -237,7 +247,7 @@ def comparison():
         curve("JointELBO against images", "After so many training images.", NATS, images, _max(elbo)),
         lines(
             "Speed", "Training images a second, of all ranks, of runs that train now.", IMAGES_A_SECOND,
-            [(_max(_rate("biglearn_images_total"), "run, model"), "{{model}} {{run}}")],
+            [(f"max by (run, model) ({_rate('biglearn_images_total')})", "{{model}} {{run}}")],
         ),
         lines(
             "Operations of an image", "Of the matrix products, forward and backward, counted from the masks.", "short",
@@ -275,8 +285,8 @@ def ranks():
             [(f"{used} / ignoring (kind) {total}", of_rank)], [(0.9, "yellow"), (0.95, "red")], width=6,
         ),
         number(
-            "Slowest against median", "Forward of the slowest rank of a run: the others wait for it.", "short",
-            [(f"max by (run) ({forward}) / quantile by (run) (0.5, {forward})", "{{run}}")],
+            "Slowest against faster ones", "Forward of the slowest rank against the faster ones.", "short",
+            [(f"max by (run) ({forward}) / quantile by (run) (0.25, {forward})", "{{run}}")],
             [(1.2, "yellow"), (1.5, "red")], width=6,
         ),
         lines(

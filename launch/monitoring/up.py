@@ -29,7 +29,9 @@ examples:
   python launch/monitoring/up.py
   python launch/monitoring/up.py --targets /shared/me/runs/targets --port 19090
 
-Debian and Ubuntu: apt install prometheus prometheus-alertmanager prometheus-pushgateway
+Debian and Ubuntu, whose services of their own would have the ports:
+  sudo apt install prometheus prometheus-alertmanager prometheus-pushgateway
+  sudo systemctl disable --now prometheus prometheus-alertmanager prometheus-pushgateway
 Other systems: https://prometheus.io/download and https://grafana.com/grafana/download, programs on the PATH;
 or all of it by Docker: docker compose -f launch/monitoring/compose.yaml up
 """
@@ -46,6 +48,8 @@ _STOP_S = 20
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    if options.port > 65_000 or options.grafana_port > 65_535 or options.interval > 15:
+        raise UserError("--port is at most 65000, --grafana-port 65535, and --interval 15 seconds: set them so")
     found = {name: next(filter(None, map(shutil.which, names)), None) for name, names in _NAMES.items()}
     if not found["prometheus"]:
         raise UserError("prometheus is not on this machine: install it (--help says how), or use compose.yaml")
@@ -60,7 +64,8 @@ def main(arguments: list[str]) -> int:
         (state / "prometheus.yml").write_text(_prometheus_config(options, ports))
     except OSError as error:
         raise UserError(f"{state} cannot be written ({error.strerror}): choose another --state") from None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        signal.signal(number, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         started = {}
         for name, program in found.items():
@@ -68,7 +73,8 @@ def main(arguments: list[str]) -> int:
                 print(f"{name:13} is not on this machine, and is left out (--help says where to get it)")
                 continue
             command = [program, *_arguments(name, state, ports, options)]
-            started[name] = stack.enter_context(_running(name, command, state / f"{name}.log", ports))
+            log = state / f"{name}.log"
+            started[name] = stack.enter_context(_running(name, command, log, ports, options.interval))
             print(f"{name:13} http://127.0.0.1:{ports[name]}")
         print(f"runs are looked for in {options.targets}; Ctrl-C ends it", flush=True)
         while True:
@@ -100,9 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 def _prometheus_config(options: argparse.Namespace, ports: Mapping[str, int]) -> str:
     """prometheus.yml with the places and the ports of this machine."""
     config = yaml.safe_load((HERE / "prometheus.yml").read_text())
-    config["global"] = dict.fromkeys(config["global"], f"{options.interval}s")
+    config["global"] = {"evaluation_interval": f"{options.interval}s"}
     config["rule_files"] = [str(HERE / name) for name in config["rule_files"]]
     runs, pushed = config["scrape_configs"]
+    runs["scrape_interval"] = pushed["scrape_interval"] = f"{options.interval}s"
     runs["file_sd_configs"][0] |= {
         "files": [f"{options.targets.resolve()}/*.json"],
         "refresh_interval": f"{options.interval}s",
@@ -126,7 +133,9 @@ def _arguments(name: str, state: Path, ports: Mapping[str, int], options: argpar
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], log: Path, ports: Mapping[str, int]) -> Iterator[subprocess.Popen]:
+def _running(
+    name: str, command: list[str], log: Path, ports: Mapping[str, int], interval: int
+) -> Iterator[subprocess.Popen]:
     """The program, from when it answers until the end of the context."""
     of_grafana = {
         "GF_SERVER_HTTP_ADDR": "127.0.0.1",
@@ -135,9 +144,11 @@ def _running(name: str, command: list[str], log: Path, ports: Mapping[str, int])
         "GF_PATHS_PROVISIONING": str(HERE / "grafana/provisioning"),
         "PROMETHEUS_URL": f"http://127.0.0.1:{ports['prometheus']}",
         "DASHBOARDS": str(HERE / "grafana/dashboards"),
+        "SCRAPE_INTERVAL": f"{interval}s",
     }
+    environment = {**environ, **of_grafana}
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**environ, **of_grafana})
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + _START_S
         while not _answers(ports[name]):

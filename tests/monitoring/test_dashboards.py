@@ -85,7 +85,7 @@ def test_every_query_asks_for_what_there_is():
     asked = {name for query in queries for name in re.findall(pattern, query)} - {"biglearn_finished"}
     assert asked <= known_names()
     never = {family.full_name for family in FAMILIES} - {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
-    assert never <= {"biglearn_parameters", "biglearn_evaluation_psnr_decibels"}
+    assert never <= {"biglearn_parameters", "biglearn_world_size"}
 
 
 def test_every_alert_says_what_to_do():

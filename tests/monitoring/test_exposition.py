@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.conftest import tiny as tiny  # the fixture
 from trainer.build import build_task
+from trainer.checkpoint import State
 from trainer.exporter import Exporter, make_exporter
 from trainer.exposition import FAMILIES, Exposition, known_peak
 from trainer.metrics import REGISTRY, MetricsConfig
@@ -26,12 +27,12 @@ LINE = {
     "seconds_data": 0.25, "seconds_step": 0.5, "skipped_steps": 0, "gradient_norm": 2.0, "learning_rate": 1e-3,
     "damaged_images": 0, "seconds_forward": 0.1,
 }  # fmt: skip
-LABELS = {"run": "run-abc", "model": "vae", "dataset": "digits", "rank": "0"}
+LABELS = {"run": "run-abc", "model": "vae", "dataset": "digits", "rank": "0", "start": "1"}
 
 
 def exposition(images: int = 32, **how) -> Exposition:
     info = {"size": "16x2", "device": "cpu"}
-    return Exposition(info, **{"is_main": True, "device": torch.device("cpu"), "images": images} | how)
+    return Exposition(info, **{"is_main": True, "device": torch.device("cpu"), "world_size": 2, "images": images} | how)
 
 
 def scraped(shown: Exposition) -> dict[tuple[str, tuple], float]:
@@ -60,15 +61,17 @@ def test_a_line_of_the_log_becomes_series():
     assert found["biglearn_step_duration_seconds_bucket", ("2.5",)] == 2
     assert found["biglearn_step_duration_seconds_bucket", ("+Inf",)] == 2
     assert found["biglearn_training_seconds_total", ()] == 2.5
+    assert found["biglearn_device_seconds_total", ()] == 5.0  # of two ranks
     assert found["biglearn_run_info", ("cpu", "16x2")] == 1
     assert not any(name.endswith("_created") for name, _ in found)
 
 
 def test_a_run_that_goes_on_counts_on():
-    shown = exposition(images=32, training_seconds=100.0)
+    shown = exposition(images=32, spent=(100.0, 800.0))
     assert scraped(shown)["biglearn_images_total", ()] == 32
     shown(LINE)
     assert scraped(shown)["biglearn_training_seconds_total", ()] == 100.5
+    assert scraped(shown)["biglearn_device_seconds_total", ()] == 801  # eight ranks, then two
 
 
 def test_evaluations_and_checkpoints_are_shown():
@@ -166,13 +169,17 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
     run, task = RunDirectory(config.run_dir), build_task(config)
     run.acquire(resume=True)
     names = set()
-    for starts, job in enumerate(("7", "8")):
+    state = State(images=32, step=2, skipped_steps=1, identity={})
+    for restarts, job in enumerate(("7", "8")):
         run.create(config, 0, None)
         monkeypatch.setenv("SLURM_JOB_ID", job)
-        made = make_exporter(config, world, run, task, images=0, training_seconds=0.0)
-        assert {**made.labels, "run": ""} == {**LABELS, "run": "", "slurm_job_id": job}
-        found = scraped(made.exposition)
-        assert found["biglearn_restarts_total", ()] == starts
+        made = make_exporter(config, world, run, task, state, spent=(0.0, 0.0))
+        assert {**made.labels, "run": ""} == {**LABELS, "run": "", "start": str(restarts + 1), "slurm_job_id": job}
+        found = scraped(made.exposition)  # before its first step
+        assert found["biglearn_restarts_total", ()] == restarts
+        assert found["biglearn_steps_total", ()] == 2
+        assert found["biglearn_skipped_steps_total", ()] == 1
+        assert found["biglearn_damaged_images_total", ()] == 0
         assert found["biglearn_images_planned", ()] == 96
         assert found["biglearn_parameters", ()] == sum(p.numel() for p in task.parameters())
         names.add(made.labels["run"])
@@ -217,12 +224,23 @@ def test_a_port_that_is_taken_is_replaced(exporter, caplog):
         assert f"port {port} is not to be had" in caplog.text
 
 
-@pytest.mark.parametrize("config", [{"host": "192.0.2.1"}, {"host": "no host"}, {"targets": "/proc/nowhere"}])
+@pytest.mark.parametrize(
+    "config",
+    [{"host": name} for name in ("192.0.2.1", "no host", 70 * "x")]
+    + [{"targets": folder} for folder in ("/proc/nowhere", __file__)],
+)
 def test_what_cannot_be_served_costs_a_warning(exporter, caplog, config):
     with exporter(**config) as served:
         served(LINE)
     assert "no metrics for Prometheus" in caplog.text
-    assert len(caplog.records) == 1
+
+
+def test_a_folder_that_goes_away_costs_a_warning(exporter, caplog):
+    with exporter() as served:
+        served.target.unlink()
+        served.target.parent.rmdir()
+        served.target.parent.write_text("something else")
+    assert f"remove {served.target}" in caplog.text
 
 
 def test_no_port_no_server(exporter):
@@ -246,13 +264,15 @@ def test_the_files_of_ranks_that_were_killed_go_when_the_run_goes_on(exporter):
     with exporter(labels=LABELS | {"rank": "1"}, size=2) as killed:
         content = killed.target.read_text()
     of_another = killed.target.with_name("another-run-rank-7.json")
-    for path in (killed.target, of_another):
+    copy = killed.target.with_name("run-abc-rank-1-old.json")
+    for path in (killed.target, of_another, copy):
         path.write_text(content)
     with exporter(size=2):
         assert killed.target.exists()  # its rank may be there already
     with exporter(size=1):
         assert not killed.target.exists()
         assert of_another.exists()
+        assert copy.exists()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no url"])

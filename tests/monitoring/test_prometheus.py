@@ -141,7 +141,10 @@ def watch(start, tmp_path_factory, digits_shards) -> Iterator[Watch]:
 
 @pytest.fixture(scope="module")
 def finished(watch) -> dict:
-    """The summary of a vae that has come to its end, seen while it trained."""
+    """The summary of a vae that has come to its end, seen while it trained; a patch_ae has, too."""
+    stage_1 = watch.train("patch_ae", "data.patch_size=16", "train.max_steps=20")
+    out, err = stage_1.communicate(timeout=300)
+    assert stage_1.returncode == 0, out + err
     training = watch.train("vae", "train.max_steps=600")
     wait(lambda: len(watch.ask('up{model="vae"} == 1')) == 2)
     wait(lambda: watch.ask('biglearn_flops_total{model="vae"} > 0'))
@@ -265,6 +268,30 @@ def rank_of(run: Path, rank: int) -> int:
         if f"run_dir={run}".encode() in command and f"RANK={rank}".encode() in values:
             return int(process.name)
     raise AssertionError(f"no rank {rank} of {run}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_what_was_brought_up_goes_down_with_it(start, tmp_path, number):
+    port = free_ports()
+    places = ("--state", tmp_path / "state", "--targets", tmp_path / "targets")
+    up = start.background("python", "launch/monitoring/up.py", "--port", port, *places)
+    for line in up.stdout:
+        if "Ctrl-C ends it" in line:
+            break
+    again = start("python", "launch/monitoring/up.py", "--port", port, *places)
+    assert again.returncode == 2
+    assert f"port {port}, for prometheus, is taken" in again.stderr
+    up.send_signal(number)
+    up.communicate(timeout=60)
+    for distance in (0, 1, 3):
+        socket.create_server(("127.0.0.1", port + distance)).close()  # nobody listens
+
+
+@pytest.mark.parametrize("option", [("--port", 65_533), ("--interval", 60)])
+def test_what_cannot_work_is_refused(start, option):
+    done = start("python", "launch/monitoring/up.py", *option)
+    assert done.returncode == 2
+    assert "--port is at most 65000" in done.stderr
 
 
 def test_the_programs_are_there():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.errors import NonFiniteError
-from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines, training_seconds
+from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines, spent
 
 
 def terms(loss: float, skipped: float = 0.0) -> dict[str, torch.Tensor]:
@@ -120,8 +120,8 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, caplog):
 
 def test_the_time_of_training_goes_on_where_the_log_does(tmp_path):
     log = JsonLines(tmp_path / "log", 0)
-    assert log.training_seconds == 0
+    assert log.spent == (0, 0)
     for images, rate in ((8, 4.0), (16, 8.0), (24, 1.0)):
-        log({"images": images, "images_per_second": rate, "seconds_checkpoint": 100.0})
-    assert JsonLines(tmp_path / "log", 16).training_seconds == 8 / 4 + 8 / 8
-    assert training_seconds([{"images": 8}, {"images": 16, "images_per_second": "x"}]) == 0
+        log({"images": images, "images_per_second": rate, "world_size": images // 8, "seconds_checkpoint": 100.0})
+    assert JsonLines(tmp_path / "log", 16).spent == (8 / 4 + 8 / 8, 8 / 4 + 2 * 8 / 8)
+    assert spent([{"images": 8}, {"images": 16, "images_per_second": "x"}]) == (0, 0)
