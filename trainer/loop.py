@@ -99,8 +99,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
-            values = {"learning_rate": rate, "damaged_images": damaged, "world_size": world.size}
-            metrics.record_step(step, images, terms, **values, **of_phases)
+            known = {"learning_rate": rate, "damaged_images": damaged, "world_size": world.size, **of_phases}
+            metrics.record_step(step, images, terms, **known)
             if stopped or owes_checkpoint:
                 metrics.flush()
             if writer.is_pending and not writing:
