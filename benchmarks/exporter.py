@@ -66,12 +66,12 @@ def measure(config, options: argparse.Namespace) -> dict:
     registry.register(exporter.exposition)
     batches = micro_batches(parts.train_stream, config, 0, parts.copy.groups, world)
     names = ("loss", "elbo", "reconstruction", "kl", "elbo_joint", "elbo_marginal", "elbo_conditional", "learning_rate")
-    names += ("gradient_norm", "skipped_steps", "damaged_images", "seconds_data", "seconds_step")
+    names += ("gradient_norm", "skipped_steps", "damaged_images", "seconds_data", "seconds_step", "world_size")
 
     steps, lines, scrapes = [], [], []
     with exporter:
         generate_latest(registry)
-        exporter.exposition._counting.join()  # done once a run
+        exporter.exposition.start_counting().join()  # done once a run
         for step in range(options.steps):
             began = time.perf_counter()
             terms = parts.engine.step(next(batches), *step_inputs(config, parts.copy.plans, step, step))

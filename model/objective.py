@@ -25,10 +25,14 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class ElboTerms:
-    """For each sample: reconstruction_B = -½ SSE over the pixels of x_T, and kl_B, both float32 in nats."""
+    """For each sample: reconstruction_B = -½ SSE over the pixels of x_T, and kl_B, both float32 in nats.
+
+    mu_BZ: mean of the posterior p(z | x_{S∪T}).
+    """
 
     reconstruction_B: Tensor
     kl_B: Tensor
+    mu_BZ: Tensor
 
     def elbo_B(self, beta: float) -> Tensor:
         return self.reconstruction_B - beta * self.kl_B
@@ -63,4 +67,4 @@ def elbo_terms(
     z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
     error_BLD = (model.decode(z_BZ, x_BLD, observed_BL) - x_BLD).square()
     sse_B = (error_BLD.sum(-1) * target_BL).sum(-1)
-    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p))
+    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p), mu_q)

@@ -75,9 +75,8 @@ class BigLearnTask(nn.Module):
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
         nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
 
-        def elbo_B(observed_BL, target_BL, standard_prior):
-            terms = elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
-            return terms.elbo_B(self.objective.beta)
+        def terms(observed_BL, target_BL, standard_prior):
+            return elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
 
         def inpainting_error_B(s_ratio):
             n_S_B = torch.full_like(index_B, int(s_ratio * patches))
@@ -86,17 +85,17 @@ class BigLearnTask(nn.Module):
             error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
             return (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1)
 
-        joint_B = elbo_B(nothing_BL, ~nothing_BL, self.standard_prior)
-        drawn = drawn_masks(self.objective, index_B, patches, EVALUATION_SEED)
-        mu_BZ, _ = self.model.encode(x_BLD, ~nothing_BL)
+        drawn = terms(*drawn_masks(self.objective, index_B, patches, EVALUATION_SEED), self.standard_prior)
+        joint = terms(nothing_BL, ~nothing_BL, self.standard_prior)
+        with_standard_prior = joint if self.standard_prior else terms(nothing_BL, ~nothing_BL, True)
         return {
-            "biglearn_elbo": elbo_B(*drawn, self.standard_prior),
-            "joint_elbo": joint_B,
-            "joint_elbo_standard_prior": joint_B if self.standard_prior else elbo_B(nothing_BL, ~nothing_BL, True),
+            "biglearn_elbo": drawn.elbo_B(self.objective.beta),
+            "joint_elbo": joint.elbo_B(self.objective.beta),
+            "joint_elbo_standard_prior": with_standard_prior.elbo_B(self.objective.beta),
             "inpainting_error": inpainting_error_B(0.5),
             "inpainting_error_fifth": inpainting_error_B(0.2),
-            "posterior_mean": mu_BZ,
-            "posterior_mean_square": mu_BZ.square(),
+            "posterior_mean": joint.mu_BZ,
+            "posterior_mean_square": joint.mu_BZ.square(),
         }
 
     def summary(self, means: dict[str, Tensor]) -> dict[str, float]:

@@ -101,6 +101,7 @@ class Exporter:
             self._push()
 
     def _push(self) -> None:
+        self.exposition.start_counting().join()  # of a run that nobody scraped
         registry = CollectorRegistry()
         registry.register(self.exposition)
         labels = {name: self.labels[name] for name in ("run", "model", "dataset", "rank")}
@@ -121,14 +122,14 @@ def make_exporter(
     labels = {"run": name, "model": config.method, "dataset": config.data.source, "rank": str(world.rank)}
     labels |= {"start": str(run.starts)}  # series of their own: what is made again would look like a counter's reset
     labels |= {"slurm_job_id": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}
+    is_watched = config.metrics.port is not None or config.metrics.pushgateway
     exposition = Exposition(
         _hyperparameters(config, world),
         is_main=world.is_main,
         device=world.device,
-        world_size=world.size,
         images=state.images,
         spent=spent,
-        count_cost=_cost_counter(config) if world.is_main and config.metrics.port is not None else None,
+        count_cost=_cost_counter(config) if world.is_main and is_watched else None,
     )
     peak = config.metrics.peak_flops or known_peak(world.device, config.engine.precision)
     constants = {
@@ -137,6 +138,7 @@ def make_exporter(
         "damaged_images": 0,
         "images_planned": config.total_images,
         "parameters": sum(p.numel() for p in task.parameters()),
+        "world_size": world.size,
         "restarts": run.starts - 1,
         "peak_flops": peak,
     }

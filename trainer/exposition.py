@@ -20,9 +20,9 @@ STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 2
 class Family:
     """One family of series.
 
-    of: the names under which the trainer hands its numbers over (those of metrics.jsonl, evaluations.jsonl and what
-    is said below), and the values of `labels` for each. each_rank: other ranks have it, too, not the first alone.
-    adds: what is handed over is added to what was.
+    of: the names under which the trainer hands its numbers over (those of metrics.jsonl and evaluations.jsonl, of
+    trainer/checkpoint_writer.py and of make_exporter), and the values of `labels` for each. each_rank: other ranks
+    have it, too, not the first alone. adds: what is handed over is added to what was.
     """
 
     name: str
@@ -118,7 +118,6 @@ class Exposition(Collector):
         *,
         is_main: bool,
         device: torch.device,
-        world_size: int,
         images: int,
         spent: tuple[float, float] = (0.0, 0.0),
         count_cost: Callable[[], tuple[float, float]] | None = None,
@@ -128,7 +127,6 @@ class Exposition(Collector):
         self._lock = Lock()
         self._numbers: dict[tuple[str, tuple[str, ...]], float] = {("images", ()): images}
         self._numbers["training_seconds", ()], self._numbers["device_seconds", ()] = spent
-        self._numbers["world_size", ()] = self._world_size = world_size
         self._images, self._buckets, self._duration = images, [0] * (len(STEP_SECONDS) + 1), 0.0
         self._of_image: tuple[float, float] | None = None
         self._counting: Thread | None = None
@@ -150,14 +148,12 @@ class Exposition(Collector):
         self._buckets[bisect_left(STEP_SECONDS, seconds)] += 1
         self._duration += seconds
         self._numbers["training_seconds", ()] += seconds
-        self._numbers["device_seconds", ()] += seconds * self._world_size
+        self._numbers["device_seconds", ()] += seconds * line["world_size"]
         self._numbers["last_step_timestamp_seconds", ()] = time.time()
 
     def collect(self) -> Iterator:
         """The families that have numbers, as prometheus_client wants them."""
-        if self._count_cost and self._counting is None:
-            self._counting = Thread(target=self._count, name="cost", daemon=True)
-            self._counting.start()
+        self.start_counting()
         self(device_memory(self._device))
         with self._lock:
             numbers, buckets, duration = dict(self._numbers), list(self._buckets), self._duration
@@ -185,8 +181,17 @@ class Exposition(Collector):
                     collected.add_metric(labels, value)
                 yield collected
 
+    def start_counting(self) -> Thread:
+        """The thread that counts tokens and operations of an image; the same one each time."""
+        with self._lock:
+            if self._counting is None:
+                self._counting = Thread(target=self._count, name="cost", daemon=True)
+                self._counting.start()
+        return self._counting
+
     def _count(self) -> None:
-        self._of_image = self._count_cost()
+        if self._count_cost:
+            self._of_image = self._count_cost()
 
 
 def device_memory(device: torch.device) -> dict[str, int]:

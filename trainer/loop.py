@@ -88,10 +88,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             every = config.metrics.phases_every_steps
             is_timed = every and step % every == every - 1  # not the first one, which warms up
             with metrics.phase("step"):
-                if is_timed:
-                    terms, of_phases = engine.timed_step(batches_of_step, plan, rate, decay)
-                else:
-                    terms, of_phases = engine.step(batches_of_step, plan, rate, decay), {}
+                inputs = batches_of_step, plan, rate, decay
+                terms, of_phases = engine.timed_step(*inputs) if is_timed else (engine.step(*inputs), {})
             before, images, step = images, images + config.train.batch_size, step + 1
 
             # What one rank knows and all act on.

@@ -60,7 +60,7 @@ def both(method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend
             terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=standard_prior)
         terms.elbo_B(0.7).mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        outcomes.append(((terms.reconstruction_B, terms.kl_B), gradients))
+        outcomes.append(((terms.reconstruction_B, terms.kl_B, terms.mu_BZ), gradients))
     return outcomes
 
 

@@ -7,7 +7,9 @@ import socket
 import time
 import urllib.request
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -25,14 +27,14 @@ from trainer.run_directory import RunDirectory
 LINE = {
     "step": 3, "images": 48, "images_per_second": 32.0, "loss": 5.0, "elbo": -5.0, "kl": 1.0, "elbo_joint": -6.0,
     "seconds_data": 0.25, "seconds_step": 0.5, "skipped_steps": 0, "gradient_norm": 2.0, "learning_rate": 1e-3,
-    "damaged_images": 0, "seconds_forward": 0.1,
+    "damaged_images": 0, "seconds_forward": 0.1, "world_size": 2,
 }  # fmt: skip
 LABELS = {"run": "run-abc", "model": "vae", "dataset": "digits", "rank": "0", "start": "1"}
 
 
 def exposition(images: int = 32, **how) -> Exposition:
     info = {"size": "16x2", "device": "cpu"}
-    return Exposition(info, **{"is_main": True, "device": torch.device("cpu"), "world_size": 2, "images": images} | how)
+    return Exposition(info, **{"is_main": True, "device": torch.device("cpu"), "images": images} | how)
 
 
 def scraped(shown: Exposition) -> dict[tuple[str, tuple], float]:
@@ -107,7 +109,7 @@ def test_tokens_and_operations_are_counted_when_somebody_asks():
     shown(LINE)
     assert not asked
     scraped(shown)
-    shown._counting.join()
+    shown.start_counting().join()
     found = scraped(shown)
     assert (found["biglearn_tokens_total", ()], found["biglearn_flops_total", ()]) == (480, 48_000)
     assert len(asked) == 1
@@ -157,9 +159,9 @@ def test_peaks_of_gpus_that_are_known(monkeypatch, name, precision, peak):
 def exporter(tmp_path, world):
     """exporter(labels=..., **config): not entered yet."""
 
-    def make(labels=LABELS, size=1, **config):
+    def make(labels=LABELS, size=1, count_cost=None, **config):
         settings = MetricsConfig(**{"targets": str(tmp_path / "targets"), **config})
-        return Exporter(exposition(), settings, labels, replace(world, size=size))
+        return Exporter(exposition(count_cost=count_cost), settings, labels, replace(world, size=size))
 
     return make
 
@@ -181,6 +183,7 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
         assert found["biglearn_skipped_steps_total", ()] == 1
         assert found["biglearn_damaged_images_total", ()] == 0
         assert found["biglearn_images_planned", ()] == 96
+        assert found["biglearn_world_size", ()] == world.size
         assert found["biglearn_parameters", ()] == sum(p.numel() for p in task.parameters())
         names.add(made.labels["run"])
     (name,) = names
@@ -287,6 +290,26 @@ def test_a_pushgateway_that_is_absent_costs_a_warning(exporter, caplog, url):
     served.is_finished = True
     served.__exit__(KeyError, KeyError(), None)  # nor does one that has failed
     assert not caplog.records
+
+
+def test_what_is_pushed_has_the_cost_though_nobody_ever_scraped(exporter):
+    received = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Gateway) as gateway:
+        Thread(target=gateway.handle_request).start()
+        url = f"http://127.0.0.1:{gateway.server_port}"
+        with exporter(pushgateway=url, port=None, count_cost=lambda: (10.0, 1000.0)) as served:
+            served(LINE)
+            served.is_finished = True
+    (text,) = received
+    assert "biglearn_tokens_total 480.0" in text
+    assert "biglearn_flops_total 48000.0" in text
 
 
 @pytest.fixture(autouse=True)

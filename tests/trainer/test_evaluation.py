@@ -28,8 +28,11 @@ def test_figures_are_means_over_the_images(tiny, world, test_stream):
     task = build_task(tiny())
     torch.nn.init.normal_(task.model.z_head[1].fc2.weight, std=0.2)  # some units are active, some are not
     values = evaluate(task, test_stream, EvaluateConfig(batch_size=7, images=50), world)
-    of_samples = task.evaluate(test_stream.read(torch.arange(50)))
+    images = test_stream.read(torch.arange(50))
+    of_samples = task.evaluate(images)
+    everything_BL = torch.ones(images.x_BLD.shape[:2], dtype=torch.bool)
     mu_BZ = of_samples.pop("posterior_mean").double()
+    assert torch.equal(mu_BZ, task.model.encode(images.x_BLD, everything_BL)[0].double())
     assert torch.equal(of_samples.pop("posterior_mean_square").double().sqrt().float(), mu_BZ.abs().float())
     assert values.pop("active_units") == (mu_BZ.var(0, unbiased=False) > ACTIVE_VARIANCE).sum()
     assert values.keys() == of_samples.keys()
