@@ -19,7 +19,7 @@ from trainer.build import meta_task
 from trainer.checkpoint import State
 from trainer.config import Config
 from trainer.exposition import Exposition, known_peak
-from trainer.metrics import MetricsConfig
+from trainer.metrics import MetricsConfig, read_lines
 from trainer.run_directory import RunDirectory
 from trainer.world import World
 
@@ -132,7 +132,9 @@ def make_exporter(
         count_cost=_cost_counter(config) if world.is_main and is_watched else None,
     )
     peak = config.metrics.peak_flops or known_peak(world.device, config.engine.precision)
-    constants = {
+    evaluated = next((line for line in reversed(read_lines(run.evaluations)) if line["images"]), {})
+    exposition({**evaluated, "images": state.images})  # what the start before this one found
+    known = {
         "step": state.step,
         "skipped_steps": state.skipped_steps,
         "damaged_images": 0,
@@ -142,7 +144,7 @@ def make_exporter(
         "restarts": run.starts - 1,
         "peak_flops": peak,
     }
-    exposition(constants)
+    exposition(known)
     return Exporter(exposition, config.metrics, labels, world)
 
 

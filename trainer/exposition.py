@@ -133,6 +133,8 @@ class Exposition(Collector):
 
     def __call__(self, values: Mapping[str, float | None]) -> None:
         """Take numbers by their names in FAMILIES; others, and None, are left out."""
+        if values.get("images") == 0:  # the evaluation of an untrained model would flatten every curve
+            return
         with self._lock:
             for name, value in values.items():
                 if value is not None and name in _BY_NUMBER:

@@ -64,6 +64,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
+        metrics.flush()  # sinks get the steps before what was found after them
         with metrics.phase("evaluation"):
             task.load_state_dict(engine.full_state("ema")["ema"])
             values = {"step": step, "images": images, **evaluate(task, test_stream, config.evaluate, world)}

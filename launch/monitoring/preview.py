@@ -148,6 +148,7 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
         else:
             if unit == "bytes" or (unit == "short" and axes.get_ylim()[1] > 10_000):
                 axes.yaxis.set_major_formatter(EngFormatter(unit="B" if unit == "bytes" else ""))
+                axes.set_ylim(bottom=0)
             elif unit == "percentunit":
                 axes.yaxis.set_major_formatter(PercentFormatter(1))
             elif unit != "short":

@@ -88,6 +88,12 @@ def test_evaluations_and_checkpoints_are_shown():
     assert found["biglearn_step_duration_seconds_count", ()] == 0  # none of this is a step
 
 
+def test_an_untrained_model_is_not_shown():
+    shown = exposition(images=0)
+    shown({"step": 0, "images": 0, "biglearn_elbo": -700.0})
+    assert ("biglearn_evaluation_elbo_nats", ("biglearn",)) not in scraped(shown)
+
+
 def test_other_ranks_show_what_is_their_own():
     shown = exposition(is_main=False)
     shown(LINE)
@@ -173,11 +179,15 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
     names = set()
     state = State(images=32, step=2, skipped_steps=1, identity={})
     for restarts, job in enumerate(("7", "8")):
-        run.create(config, 0, None)
+        run.create(config, 32, None)
+        evaluations = [{"images": images, "biglearn_elbo": -9.0 + images} for images in (0, 16)]
+        run.evaluations.write_text("".join(json.dumps(line) + "\n" for line in evaluations))
         monkeypatch.setenv("SLURM_JOB_ID", job)
         made = make_exporter(config, world, run, task, state, spent=(0.0, 0.0))
         assert {**made.labels, "run": ""} == {**LABELS, "run": "", "start": str(restarts + 1), "slurm_job_id": job}
         found = scraped(made.exposition)  # before its first step
+        assert found["biglearn_images_total", ()] == 32
+        assert found["biglearn_evaluation_elbo_nats", ("biglearn",)] == 7  # of the start before
         assert found["biglearn_restarts_total", ()] == restarts
         assert found["biglearn_steps_total", ()] == 2
         assert found["biglearn_skipped_steps_total", ()] == 1

@@ -11,6 +11,7 @@ from trainer.accelerate_engine import AccelerateEngine
 from trainer.build import build_task
 from trainer.checkpoint import load_checkpoint
 from trainer.evaluation import evaluate
+from trainer.exposition import Exposition
 from trainer.loop import _is_due, train
 from trainer.optimizer import learning_rate
 from trainer.run_directory import RunDirectory
@@ -52,6 +53,23 @@ def test_the_averaged_weights_are_evaluated(tiny, world, digits_shards):
         elbos[kind] = evaluate(task, stream, config.evaluate, world)["biglearn_elbo"]
     assert elbos["ema"] == pytest.approx(reported, rel=1e-6)
     assert elbos["weights"] != pytest.approx(reported, rel=1e-3)
+
+
+def test_what_is_exported_never_goes_back(tiny, world, monkeypatch):
+    """Prometheus would take it for a reset, and count everything once more."""
+    seen, call = [], Exposition.__call__
+
+    def spy(shown: Exposition, values: dict) -> None:
+        call(shown, values)
+        seen.append((shown._numbers["images", ()], shown._numbers.get(("steps", ()), 0), "biglearn_elbo" in values))
+
+    monkeypatch.setattr(Exposition, "__call__", spy)
+    config = tiny("evaluate.every_images=32", "metrics.steps_late=4")
+    run = RunDirectory(config.run_dir)
+    train(config, world, run, resume=False, stop=StopRequest())
+    counters = [(images, step) for images, step, _ in seen]
+    assert counters == sorted(counters)
+    assert (64, 4, True) in seen
 
 
 def test_step_k_gets_plan_k_its_learning_rate_and_its_share_of_the_sequence(tiny, world, monkeypatch):
