@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise UserError(f"{state} cannot be written ({error.strerror}): choose another --state") from None
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
-        signal.signal(number, lambda *_: sys.exit(0))
+        if signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays
+            signal.signal(number, lambda *_: sys.exit(0))
     with contextlib.ExitStack() as stack:
         started = {}
         for name, program in found.items():

@@ -274,7 +274,9 @@ def rank_of(run: Path, rank: int) -> int:
 def test_what_was_brought_up_goes_down_with_it(start, tmp_path, number):
     port = free_ports()
     places = ("--state", tmp_path / "state", "--targets", tmp_path / "targets")
-    up = start.background("python", "launch/monitoring/up.py", "--port", port, *places)
+    # As in a terminal: a shell in the background would have these tests, and what they start, ignore SIGINT.
+    as_usual = ("env", "--default-signal=INT,HUP")
+    up = start.background(*as_usual, "python", "launch/monitoring/up.py", "--port", port, *places)
     for line in up.stdout:
         if "Ctrl-C ends it" in line:
             break
@@ -285,6 +287,20 @@ def test_what_was_brought_up_goes_down_with_it(start, tmp_path, number):
     up.communicate(timeout=60)
     for distance in (0, 1, 3):
         socket.create_server(("127.0.0.1", port + distance)).close()  # nobody listens
+
+
+def test_nohup_outlives_its_terminal(start, tmp_path):
+    places = ("--state", tmp_path / "state", "--targets", tmp_path / "targets")
+    up = start.background("nohup", "python", "launch/monitoring/up.py", "--port", free_ports(), *places)
+    for line in up.stdout:
+        if "Ctrl-C ends it" in line:
+            break
+    up.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        up.wait(3)
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+    assert up.returncode == 0
 
 
 @pytest.mark.parametrize("option", [("--port", 65_533), ("--interval", 60)])
