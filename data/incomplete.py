@@ -26,21 +26,18 @@ def read_incomplete(paths: list[Path], image_size: int) -> tuple[list[str], np.n
     """
     names, places, images, faults = [], [], [], []
     for path in _files(paths):
-        if path.suffix.lower() == ".npy":
-            array_NHWC = _read_array(path, image_size)
-            names += [f"{path.stem}-{row}" for row in range(len(array_NHWC))]
-            places += [f"{path}-{row}" for row in range(len(array_NHWC))]
-            images += list(array_NHWC)
-            continue
+        is_array = path.suffix.lower() == ".npy"
         try:
-            image_HWC = _read_image(read_file(path), image_size)
+            found = _read_array(path, image_size) if is_array else [_read_image(read_file(path), image_size)]
         except DamagedImageError as error:
             faults.append(f"{printable(str(path))}: {error}")
             log.warning("%s: left out", faults[-1])
             continue
-        names.append(path.stem)
-        places.append(str(path))
-        images.append(image_HWC)
+        for row, image_HWC in enumerate(found):
+            suffix = f"-{row}" if is_array else ""
+            names.append(path.stem + suffix)
+            places.append(f"{path}{suffix}")
+            images.append(image_HWC)
     if not images:
         raise UserError(f"none of the images can be read (first: {faults[0]}): give others with --images")
     return names if len(set(names)) == len(names) else places, np.stack(images)
@@ -92,7 +89,7 @@ def _read_array(path: Path, image_size: int) -> np.ndarray:
     try:
         array = load_numbers(path)
     except ValueError as error:
-        raise UserError(f"{path} is no .npy array of numbers ({error})") from None
+        raise DamagedImageError(f"no .npy array of numbers ({error})") from None
     if array.ndim == 3 and array.shape[-1] == 3 and array.shape[0] == image_size:
         array = array[None]
     if array.ndim == 3:

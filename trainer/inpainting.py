@@ -98,7 +98,10 @@ def scores(given: Observation, images_BHWC: Tensor, filled_KBHWC: Tensor) -> dic
 
 def _similarity(one_BHWC: Tensor, other_BHWC: Tensor) -> Tensor:
     """The map of structural similarity, mean over the channels, (B, H, W)."""
+    side = one_BHWC.shape[1]
+    # With Gaussian weights the size of the window only says which images are refused as too small.
     how = {"channel_axis": -1, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "full": True}
+    how["win_size"] = min(11, side - 1 + side % 2)
     pairs = zip(one_BHWC.numpy(), other_BHWC.numpy(), strict=True)
     maps = [structural_similarity(one, other, use_sample_covariance=False, **how)[1] for one, other in pairs]
     return torch.from_numpy(np.stack(maps)).mean(-1)

@@ -61,11 +61,13 @@ def test_a_mask_is_black_where_nothing_is_known(tmp_path):
 def test_a_folder_without_its_damaged_images(tmp_path, caplog):
     Image.fromarray(picture()).save(tmp_path / "b.png")
     (tmp_path / "a.png").write_bytes(b"no image")
+    (tmp_path / "c.npy").write_bytes(b"no array")
     (tmp_path / "notes.txt").write_text("no image either")
     with caplog.at_level(logging.WARNING):
         names, _ = read_incomplete([tmp_path], 8)
     assert names == ["b"]
     assert "a.png: no image in JPEG" in caplog.text
+    assert "c.npy: no .npy array of numbers" in caplog.text
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match="none of the images can be read"):
         read_incomplete([tmp_path], 8)

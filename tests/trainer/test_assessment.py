@@ -22,13 +22,14 @@ SMALL = Extent(
 )  # fmt: skip
 
 
-def images(count=4, seed=0):
-    return torch.rand(count, 32, 32, 3, generator=torch.Generator().manual_seed(seed))
+def images(count=4, seed=0, side=32):
+    return torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(seed))
 
 
 def half(x):
     """Without the upper half."""
-    given = observe(x, image_size=32, patch_size=8)
+    side = x.shape[1]
+    given = observe(x, image_size=side, patch_size=side // 4)
     return given.hide(torch.arange(16).expand(len(x), -1) < 8)
 
 
@@ -66,9 +67,10 @@ def test_the_nearest_neighbour_is_that_of_the_known_part():
     assert torch.equal(nearest(half(x), others), others[distance.argmin(1)])
 
 
-def test_similarity_is_that_of_wang_et_al():
-    """The Gaussian window of 11 pixels with sigma 1.5, of what a picture can show."""
-    x, other = images(2), 1.6 * images(2, seed=1) - 0.3
+@pytest.mark.parametrize("side", [32, 8])
+def test_similarity_is_that_of_wang_et_al(side):
+    """The Gaussian window of 11 pixels with sigma 1.5, of what a picture can show; of pictures smaller than it, too."""
+    x, other = images(2, side=side), 1.6 * images(2, seed=1, side=side) - 0.3
     found = scores(half(x), x, other[None])["ssim"]
     offset = torch.arange(-5, 6)
     window_I = torch.exp(-(offset**2) / (2 * 1.5**2))
@@ -85,7 +87,7 @@ def test_similarity_is_that_of_wang_et_al():
     covariance = blurred(x * y) - mean_x * mean_y
     similarity = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
     similarity = similarity / ((mean_x**2 + mean_y**2 + 1e-4) * (variances + 9e-4))
-    torch.testing.assert_close(found.float(), similarity[..., :16, :].mean((1, 2, 3)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.float(), similarity[..., : side // 2, :].mean((1, 2, 3)), rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
