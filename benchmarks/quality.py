@@ -171,7 +171,7 @@ def table(rows: list[dict], throughput: Path | None) -> str:
 def summary(values: list[float], name: str) -> str:
     digits = 2 if name.endswith("elbo") else 4
     mean, low, high = (f"{value:.{digits}f}" for value in (statistics.mean(values), min(values), max(values)))
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
