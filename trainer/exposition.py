@@ -109,7 +109,7 @@ class Exposition(Collector):
     """A sink of lines, evaluations and whatever else has a name in FAMILIES; a scrape reads what it knows then.
 
     Nothing here waits for a device: numbers come late, as to every sink. count_cost: gives tokens and
-    operations of an image; called, in a thread of its own, when somebody scrapes for the first time.
+    operations of an image; called, in a thread of its own, at the first scrape or before a push.
     """
 
     def __init__(
