@@ -150,4 +150,6 @@ def _share_cores(world: World) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, len(here[1]) // sharing)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Accelerate would choose by itself, with a warning
-        torch.set_num_threads(threads)
+        if threads != torch.get_num_threads():
+            # Not without need: it also makes MKL open its threads inside torch's own, in every product of an attention.
+            torch.set_num_threads(threads)

@@ -1,0 +1,49 @@
+"""What importing launch, and joining a world, sets up in a process before it computes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS_OF_LARGE_BLOCKS = """
+import resource, sys
+import launch
+
+def use():
+    for megabytes in (1, 40, 80):
+        block = bytearray(megabytes * 2**20)
+
+for _ in range(3):
+    use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+WORLD_OF_ONE = """
+import launch, torch
+torch.set_num_threads = lambda threads: print("set", threads)
+from trainer.world import joined_world
+with joined_world("cpu"):
+    print(torch.get_num_threads())
+"""
+
+
+def run(root, code: str, **environment: str) -> list[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, env=inherited | environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr_names") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc")
+def test_freed_memory_is_used_again(root):
+    (faults,) = run(root, FAULTS_OF_LARGE_BLOCKS)
+    assert int(faults) < 1000  # 300,000 where the system gets it back
+
+
+def test_one_process_takes_the_threads_that_torch_has_set_up(root):
+    """torch.set_num_threads makes MKL open threads inside torch's own, which halves the speed of attention."""
+    assert run(root, WORLD_OF_ONE) == [str(len(os.sched_getaffinity(0)))]
