@@ -182,7 +182,7 @@ def _last_layer(trunk: Trunk, others: list[Tensor], wanted: list[Tensor]) -> Ten
     n_others = [x_BNE.shape[:2].numel() for x_BNE in others]
     n_wanted = [x_BNE.shape[:2].numel() for x_BNE in wanted]
     first = sum(n_others)
-    q_QHK, k_NHK, v_NHK = block.attn.project(block.norm1(packed_NE), first, len(packed_NE))
+    q_QHK, k_NHK, v_NHK = block.before_attention(packed_NE, first, len(packed_NE))
 
     def of_group(parts: Sequence[Tensor], like: list[Tensor]) -> list[Tensor]:
         return [x.unflatten(0, x_BNE.shape[:2]).transpose(1, 2) for x, x_BNE in zip(parts, like, strict=True)]
@@ -193,8 +193,7 @@ def _last_layer(trunk: Trunk, others: list[Tensor], wanted: list[Tensor]) -> Ten
     for g, q_BHTK in enumerate(queries):
         k_BHNK, v_BHNK = (torch.cat([x[g], x[g + len(others)]], dim=2) for x in (keys, values))
         answers.append(F.scaled_dot_product_attention(q_BHTK, k_BHNK, v_BHNK).transpose(1, 2).flatten(0, 1))
-    h_QE = packed_NE[first:] + block.attn.proj(torch.cat(answers).flatten(1))
-    return h_QE + block.mlp(block.norm2(h_QE))
+    return block.after_attention(packed_NE[first:], torch.cat(answers))
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,10 @@ def run(
     for depth, block in enumerate(blocks):
         first = phase.first_read if depth == len(blocks) - 1 else 0
         first_row = _rows(phase.streams[:first])
-        qkv = block.attn.project(block.norm1(x_NE), first_row, key_rows)
+        qkv = block.before_attention(x_NE, first_row, key_rows)
         y_QHK, keep = attend(*qkv, phase, first, kept[depth] if kept else None)
         keeps.append(keep)
-        x_NE = x_NE[first_row:] + block.attn.proj(y_QHK.flatten(1))
-        x_NE = x_NE + block.mlp(block.norm2(x_NE))
+        x_NE = block.after_attention(x_NE[first_row:], y_QHK)
     return x_NE, keeps
 
 

@@ -37,6 +37,23 @@ class BigLearnTask(nn.Module):
         """Equal parts that a batch must divide into."""
         return len(self.plans[0].groups)
 
+    def compile(self, **options) -> None:
+        """Let training run kernels that torch.compile makes of all that lies between the attentions.
+
+        Not of `forward` as a whole, which would be compiled for every plan. The parts take any number of rows, and
+        what is compiled for one layer serves all: the first step compiles, later ones of whatever plan do not.
+        options: as torch.compile takes them.
+        """
+        options = {"dynamic": True, **options}
+        model = self.model
+        for trunk in {model.encoding_trunk, model.decoding_trunk}:
+            for block in trunk.blocks:
+                block.compile(**options)
+                block.before_attention = torch.compile(block.before_attention, **options)
+                block.after_attention = torch.compile(block.after_attention, **options)
+        for module in (model.embed, model.z_head, model.x_head):
+            module.compile(**options)
+
     def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
         """elbo, reconstruction and kl of each sample, (B,); the samples are the plan's groups one after the other."""
         model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B

@@ -20,6 +20,15 @@ class Block(nn.Module):
         x_BND = x_BND + self.attn(self.norm1(x_BND), allowed_BQK)
         return x_BND + self.mlp(self.norm2(x_BND))
 
+    def before_attention(self, x_NE: Tensor, first_query: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of packed rows, as `Attention.project` gives them."""
+        return self.attn.project(self.norm1(x_NE), first_query, keys)
+
+    def after_attention(self, x_QE: Tensor, y_QHK: Tensor) -> Tensor:
+        """The rows that asked, and the answers of their heads, to the rows that leave the block."""
+        x_QE = x_QE + self.attn.proj(y_QHK.flatten(1))
+        return x_QE + self.mlp(self.norm2(x_QE))
+
 
 class Trunk(nn.Module):
     """A stack of blocks; `allowed_BQK` as in model.attention."""

@@ -1,6 +1,9 @@
 """From a configuration to the parts of a run."""
 
 import itertools
+import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +30,8 @@ from trainer.run_directory import RunDirectory
 from trainer.trained import read_patch_autoencoder
 from trainer.world import World
 
+log = logging.getLogger(__name__)
+
 
 def build_task(config: Config) -> nn.Module:
     """The model with its objective, initialised from the seed."""
@@ -51,6 +56,10 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
     An engine is imported when it is asked for: DeepSpeed and Accelerate need not both be there.
     """
     task = task.to(world.device)
+    if config.engine.compile:
+        task.compile()
+        if world.is_main:
+            log.warning("engine.compile: the first step takes about a minute more")
     if config.engine.name == "accelerate":
         from trainer.accelerate_engine import AccelerateEngine
 
@@ -93,6 +102,11 @@ def build_parts(config: Config, world: World) -> Parts:
     with world.agreed():
         if config.engine.attention == "triton" and world.device.type != "cuda":
             raise UserError("engine.attention=triton needs a GPU: set engine.attention=sdpa")
+        if config.engine.compile and not any(shutil.which(name) for name in _compilers(world.device)):
+            raise UserError(
+                f"engine.compile needs a compiler, and there is no {' and no '.join(_compilers(world.device))}: "
+                "install one (Debian: apt install g++) or set engine.compile=false"
+            )
         task, copy = build_task(config), build_task(config).requires_grad_(False)
         config.micro_batch_size(world.size)  # refuses a batch that does not split
         codec = open_codec(config.data)
@@ -104,6 +118,12 @@ def build_parts(config: Config, world: World) -> Parts:
         refuse_damage(config.data, train_stream, test_stream)
     world.require_same(**config.flat(), data_checksum=index.checksum, codec=codec.checksum if codec else None)
     return Parts(index, train_stream, test_stream, build_engine(config, task, world), copy.to(world.device), codec)
+
+
+def _compilers(device: torch.device) -> list[str]:
+    """Those that torch.compile looks for: on the CPU for its kernels, else for what launches Triton's."""
+    environment = os.environ.get
+    return [environment("CXX", "g++")] if device.type == "cpu" else [environment("CC", "gcc"), "clang"]
 
 
 def refuse_damage(data: DataConfig, *streams: Stream) -> None:

@@ -26,12 +26,17 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
     timeout_seconds: int = Field(600, gt=0)  # that a rank waits for the others before it gives up
+    compile: bool = False  # torch.compile; the first step takes about a minute more
     cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @model_validator(mode="after")
     def _sound(self):
         if self.name == "deepspeed" and self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("bf16 under deepspeed needs fp32 master weights: set engine.zero_stage to 1, 2 or 3")
+        if self.name == "deepspeed" and self.zero_stage == 3 and self.compile:
+            raise ValueError(
+                "stage 3 gathers weights in hooks that cannot be compiled: set engine.zero_stage to 0, 1 or 2"
+            )
         if self.name == "deepspeed" and self.cuda_graphs:
             raise ValueError(
                 "cuda_graphs needs the accelerate engine: set engine.name=accelerate or engine.cuda_graphs=false"

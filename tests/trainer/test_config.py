@@ -83,6 +83,12 @@ def test_bf16_needs_master_weights(tiny):
         tiny("engine.name=deepspeed", "engine.precision=bf16", "engine.zero_stage=0")
 
 
+def test_compiling_stops_at_stage_2(tiny):
+    assert tiny("engine.compile=true", "engine.name=deepspeed", "engine.zero_stage=2").engine.compile
+    with pytest.raises(UserError, match="set engine.zero_stage to 0, 1 or 2"):
+        tiny("engine.compile=true", "engine.name=deepspeed", "engine.zero_stage=3")
+
+
 def test_cuda_graphs_need_the_accelerate_engine(tiny):
     assert tiny("engine.cuda_graphs=true").engine.cuda_graphs
     with pytest.raises(UserError, match="set engine.name=accelerate or engine.cuda_graphs=false"):

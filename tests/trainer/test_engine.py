@@ -5,12 +5,13 @@ import time
 
 import pytest
 import torch
+import torch._dynamo.utils
 from accelerate.state import AcceleratorState
 from torch.profiler import profile
 
 from data.batch import Batch
 from data.errors import UserError
-from trainer.build import build_engine, build_task
+from trainer.build import build_engine, build_parts, build_task
 from trainer.checkpoint_writer import KINDS
 
 ENGINES = {
@@ -82,6 +83,16 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
             assert torch.equal(value, state[kind][key]), (kind, key)
     for ours, theirs in zip(steps(*second, range(2, 4)), expected[2:], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
+def test_compiled_steps_are_the_same(tiny, world, expected, name):
+    torch.compiler.reset()
+    compiled = torch._dynamo.utils.counters["stats"]
+    task, engine = build(tiny(*ENGINES[name], "engine.compile=true"), world)
+    for ours, theirs in zip(steps(task, engine, range(4)), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert compiled["unique_graphs"] > 0
 
 
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
@@ -189,6 +200,12 @@ def test_steps_after_a_skipped_one_are_as_if_it_never_was(tiny, world):
     bad.x_BLD[:] = float("inf")
     engine.step([bad], task.plans[0], 1e-3, 0.5)
     assert steps(task, engine, range(3)) == steps(other_task, other, range(3))
+
+
+def test_compiling_without_a_compiler_is_the_users_mistake(tiny, world, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="there is no no-such-compiler: install one .* or set engine.compile=false"):
+        build_parts(tiny("engine.compile=true"), world)
 
 
 def test_cuda_graphs_are_refused_where_there_are_several_processes(tiny, world):
