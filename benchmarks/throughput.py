@@ -112,11 +112,13 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     with joined_world(options.device) as world, tempfile.TemporaryDirectory() as folder:
         where = machine("torch", "deepspeed", "accelerate", device=world.device.type)
+        where |= {"overrides": options.overrides}
         if world.is_main:
             prepare("digits", Path(folder) / "digits", image_size=32, progress=False)
         shards = world.broadcast(str(Path(folder) / "digits"))
         rows = []
         for case in options.cases:
+            torch.compiler.reset()  # with engine.compile, what it made for another case counts against its limit
             cells = [
                 build(case, *cell, options.overrides, shards, world)
                 for cell in itertools.product(options.methods, options.modes, options.engines)

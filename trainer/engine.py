@@ -35,7 +35,8 @@ class EngineConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError("bf16 under deepspeed needs fp32 master weights: set engine.zero_stage to 1, 2 or 3")
         if self.name == "deepspeed" and self.zero_stage == 3 and self.compile:
             raise ValueError(
-                "stage 3 gathers weights in hooks that cannot be compiled: set engine.zero_stage to 0, 1 or 2"
+                "compile does not go with stage 3, which gathers weights in hooks: set engine.zero_stage to 0, 1 or 2, "
+                "or engine.compile=false"
             )
         if self.name == "deepspeed" and self.cuda_graphs:
             raise ValueError(

@@ -90,7 +90,7 @@ def expect_equal(fused, oracle) -> None:
     for name, gradient in gradients.items():
         other = expected_gradients[name]
         assert gradient is not None, name  # ZeRO and DDP wait for all of them
-        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5 * max(1.0, other.abs().max().item()))
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item()))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -118,6 +118,19 @@ def test_steps_with_graphs_are_those_without(pair, parts):
     assert_near(engine, other)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_compiled_steps_are_those_without(tiny, cuda_world, cuda_graphs, attention):
+    how = [f"engine.cuda_graphs={cuda_graphs}", f"engine.attention={attention}", "model.num_heads=1"]
+    made = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        task, engine = build(tiny(*how, f"engine.compile={compiled}"), cuda_world)
+        made.append(cycles(engine, task.plans[:2], range(6)))
+    for theirs, ours in zip(*made, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_a_step_that_is_not_finite_is_skipped_in_a_replay(pair):
     plans, engine, other = pair
     for each in (engine, other):
