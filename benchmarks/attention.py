@@ -282,6 +282,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu tries the ways that do without")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in training: the rectangles are not cuDNN's
     print("ms of forward and backward (ratio to the rectangles), mean of plans, each the median of interleaved repeats")
     rows = []
     for case in options.cases:

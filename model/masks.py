@@ -87,9 +87,13 @@ def place_order(index_B: Tensor, patches: int, seed: int) -> Tensor:
 
 def plan_masks(plan: Plan, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
     """S and T of a batch whose B samples are the plan's groups one after the other, in equal shares."""
-    sizes_G2 = torch.tensor(plan.groups, device=index_B.device)
-    sizes_B2 = sizes_G2.repeat_interleave(len(index_B) // len(plan.groups), dim=0)
-    return place_masks(sizes_B2[:, 0], sizes_B2[:, 1], index_B, patches, seed)
+    per_group = len(index_B) // len(plan.groups)
+    # Made on the device: a list would be sent there, for which the host waits.
+    n_S_B, n_T_B = (
+        torch.cat([torch.full((per_group,), size, device=index_B.device) for size in sizes])
+        for sizes in zip(*plan.groups, strict=True)
+    )
+    return place_masks(n_S_B, n_T_B, index_B, patches, seed)
 
 
 def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,7 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
     """
     task = task.to(world.device)
     if config.engine.compile:
+        torch._dynamo.config.optimize_ddp = False  # it would cut the compiled parts at the sizes of DDP's buckets
         task.compile()
         if world.is_main:
             log.warning("engine.compile: the first step takes about a minute more")

@@ -121,10 +121,12 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
             mend = "start one rank a device, each seeing all of its node (no --gpus-per-task), or set engine.device=cpu"
             raise RankError(f"{here}, and there are more ranks than that: {mend}")
         torch.cuda.set_device(local_rank)
+        # cuDNN would prepare an attention of its own for each shape, of which plans have hundreds: minutes at a start.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         torch_device = torch.device("cuda", local_rank)
     else:
         torch_device = torch.device("cpu")
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = device
     backend = "nccl" if device == "cuda" else "gloo"
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

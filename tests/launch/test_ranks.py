@@ -41,6 +41,7 @@ LAUNCHERS = {
          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", TRAIN], [],
     ),
     "torchrun, accumulation": ([*TORCHRUN, "2", TRAIN], ["train.accumulation_steps=2"]),
+    "torchrun, compiled": ([*TORCHRUN, "2", TRAIN], ["engine.compile=true"]),
     "torchrun, a checkpoint in two parts": ([*TORCHRUN, "2", TRAIN], ["checkpoint.part_bytes=1000"]),
 }  # fmt: skip
 

@@ -39,17 +39,20 @@ def make(method: str, mode: str, dtype=torch.float32) -> BigLearnModel:
     return model.to(dtype)
 
 
-def both(method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend = attend_by_rectangles):
+def both(
+    method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend = attend_by_rectangles, device: str = "cpu"
+):
     """(terms, gradients) of the fused form and of the oracle."""
     standard_prior = method == "vae"
     size = 3 * len(plan.groups)
-    index_B = torch.arange(100, 100 + size)
+    index_B = torch.arange(100, 100 + size, device=device)
     x_BLD = torch.rand(size, PATCHES, DIM, generator=torch.Generator().manual_seed(1))
     noise_BZ = torch.randn(size, 6, generator=torch.Generator().manual_seed(2))
-    x_BLD, noise_BZ = x_BLD.to(dtype), noise_BZ.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    x_BLD = x_BLD.to(device, dtype)
+    noise_BZ = noise_BZ.to(device, torch.float32 if dtype == torch.bfloat16 else dtype)
     outcomes = []
     for fused in (True, False):
-        model = make(method, mode, dtype)
+        model = make(method, mode, dtype).to(device)
         if fused:
             order_BL = place_order(index_B, PATCHES, seed=3)
             terms = fused_elbo_terms(
@@ -80,7 +83,8 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
 )
 @pytest.mark.parametrize(("method", "plan"), CASES)
 def test_attention_in_one_launch_gives_the_same(method, plan):
-    expect_equal(*both(method, "query_only", PLANS[plan], attend=attend_in_one_launch))
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # on the CPU in Triton's interpreter
+    expect_equal(*both(method, "query_only", PLANS[plan], attend=attend_in_one_launch, device=device))
 
 
 def expect_equal(fused, oracle) -> None:
