@@ -45,6 +45,7 @@ from functools import cache
 from statistics import median
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -118,7 +119,9 @@ def main(arguments: list[str]) -> None:
         shards = world.broadcast(str(Path(folder) / "digits"))
         rows = []
         for case in options.cases:
-            torch.compiler.reset()  # with engine.compile, what it made for another case counts against its limit
+            # What a process keeps of another case: the precision of Accelerate, the kernels of torch.compile.
+            AcceleratorState._reset_state()
+            torch.compiler.reset()
             cells = [
                 build(case, *cell, options.overrides, shards, world)
                 for cell in itertools.product(options.methods, options.modes, options.engines)
