@@ -3,7 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install train test test-cluster lint
+# Several workers of one thread each; a worker takes what another has not come to. The slowest tests are named.
+PYTEST := $(BIN)/python -m pytest --durations 10
+WORKERS := --numprocesses auto --maxprocesses 4
+
+.PHONY: install train test test-cluster test-all mutants lint
 
 install: $(INSTALLED)
 
@@ -18,13 +22,22 @@ train: $(INSTALLED)
 	$(BIN)/deepspeed launch/train.py --config configs/digits.yaml --resume auto
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not cluster"
+	$(PYTEST) $(WORKERS) --dist worksteal -m "not cluster and not exhaustive"
 
 # What needs several processes at once: ranks by every launcher, faults of one rank alone, a real SLURM, for which it
 # must be root and find slurmctld, slurmd, slurm-client, munge and iproute2 installed, and a real Prometheus:
-# prometheus, prometheus-alertmanager and prometheus-pushgateway.
+# prometheus, prometheus-alertmanager and prometheus-pushgateway. Much of it waits: one worker more than the cores of
+# a small machine.
 test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest -m cluster
+	$(PYTEST) --numprocesses 3 --dist loadgroup -m "cluster and not exhaustive"
+
+# All of them, the full products of method, mode, engine, stage and ranks included.
+test-all: $(INSTALLED)
+	$(PYTEST) $(WORKERS) --dist loadgroup -m ""
+
+# Forty faults put into the code, one at a time, each of which the tests that it names must catch.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

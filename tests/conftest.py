@@ -1,25 +1,38 @@
-"""Shared by all tests: the root of the repository, small models, one world of one process."""
+"""Shared by all tests: programs, the embedded data set, a trained run, one world of one process."""
 
 # ruff: noqa: E402
+import fcntl
 import os
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as launch/ does, before torch is imported
 
 import pytest
 import torch
 
+from tests import programs
+
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which other packages may do first
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+_SHOWN_LINES = 30
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""
-    return Path(__file__).resolve().parents[1]
+    return programs.ROOT
+
+
+@pytest.fixture(scope="session")
+def start():
+    """start("python", "launch/train.py", ...): see tests/programs.py."""
+    starter = programs.Starter()
+    yield starter
+    starter.stop()
 
 
 @pytest.fixture(scope="session")
@@ -33,26 +46,47 @@ def world():
 
 
 @pytest.fixture(scope="session")
-def digits_shards(tmp_path_factory) -> Path:
-    """The embedded data set, written once."""
-    from data.shards import prepare
+def once(tmp_path_factory, request) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once(name, make): the folder of this name, which make(folder) has filled once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if hasattr(request.config, "workerinput") else base
 
-    out = tmp_path_factory.mktemp("shards") / "digits"
-    prepare("digits", out, progress=False)
-    return out
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path = common / f"once-{name}"
+        with (common / f"once-{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if lock.read() != "made":
+                shutil.rmtree(path, ignore_errors=True)
+                make(path)
+                lock.write("made")
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory, root, digits_shards) -> Path:
-    """The directory of a run that learned the digits: a small biglearn_u, trained for half a minute."""
-    run = tmp_path_factory.mktemp("runs") / "digits"
-    small = ["encoder_depth=1", "decoder_depth=1", "embed_dim=64", "num_heads=2"]
-    settings = ["engine.name=accelerate", "engine.device=cpu", "optimizer.learning_rate=3e-3"]
-    settings += ["train.total_images=40000", "evaluate.every_images=0", "evaluate.images=100"]
-    settings += [f"model.{value}" for value in small] + [f"data.shards={digits_shards}", f"run_dir={run}"]
-    command = [sys.executable, "launch/train.py", "--config", "configs/digits.yaml", *settings]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    return run
+def digits_shards(once) -> Path:
+    """The embedded data set, written once."""
+    from data.shards import prepare
+
+    return once("digits-shards", lambda out: prepare("digits", out, progress=False))
+
+
+@pytest.fixture(scope="session")
+def digits_run(once, tmp_path_factory, start, digits_shards) -> Path:
+    """The directory of a run that learned the digits: a small biglearn_u, trained for some seconds."""
+
+    def train(run: Path) -> None:
+        small = ["encoder_depth=1", "decoder_depth=1", "embed_dim=64", "num_heads=2"]
+        settings = ["engine.name=accelerate", "engine.device=cpu", "optimizer.learning_rate=3e-3"]
+        settings += ["train.total_images=40000", "evaluate.every_images=0", "evaluate.images=100", "metrics.port=null"]
+        settings += [f"model.{value}" for value in small] + [f"data.shards={digits_shards}", f"run_dir={run}"]
+        done = start("python", "launch/train.py", "--config", "configs/digits.yaml", *settings)
+        assert done.returncode == 0, done.stderr
+
+    # What a worker writes into it, the others do not see.
+    return shutil.copytree(once("digits-run", train), tmp_path_factory.mktemp("runs") / "digits")
 
 
 def pytest_collection_modifyitems(items):
@@ -60,3 +94,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_runtest_setup():
+    programs.ended.clear()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """A test that fails shows the programs that it started, and the last that they said."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for done in programs.ended[-3:]:
+            lines = [*done.stdout.splitlines()[-_SHOWN_LINES:], *done.stderr.splitlines()[-_SHOWN_LINES:]]
+            report.sections.append((f"exit code {done.returncode}: {' '.join(done.args)}", "\n".join(lines)))

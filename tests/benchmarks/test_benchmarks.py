@@ -1,7 +1,6 @@
 """The benchmarks run and report what they promise; what they measure is no matter of a test."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -14,19 +13,18 @@ FIELDS = {
 }  # fmt: skip
 
 
-def rows_of(root, tmp_path, *arguments) -> list[dict]:
+def rows_of(start, tmp_path, *arguments) -> list[dict]:
     out = tmp_path / "rows.json"
-    command = [sys.executable, *map(str, arguments), "--out", str(out)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    done = start("python", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
 
-def test_throughput_reports_every_cell_and_its_ratios(root, tmp_path):
+def test_throughput_reports_every_cell_and_its_ratios(start, tmp_path):
     arguments = ["--device", "cpu", "--cases", "1", "--methods", "vae,biglearn_u", "--modes", "literal,query_only"]
     arguments += ["--repeats", "1", "--fractions", "--engines", "accelerate"]
     small = ["train.batch_size=16", "objective.plans=1", "model.encoder_depth=1", "model.decoder_depth=1"]
-    rows = rows_of(root, tmp_path, "benchmarks/throughput.py", *arguments, *small)
+    rows = rows_of(start, tmp_path, "benchmarks/throughput.py", *arguments, *small)
     cells = [row for row in rows if "mask_fraction" not in row]
     assert [(row["method"], row["mask_tokens"]) for row in cells] == [
         (method, mode) for method in ("vae", "biglearn_u") for mode in ("literal", "query_only")
@@ -63,26 +61,24 @@ def tiny_task_batch():
     return task, Batch(torch.rand(8, 16, 12), torch.arange(8))
 
 
-def test_stream_compares_every_form(root, tmp_path):
+def test_stream_compares_every_form(start, tmp_path):
     options = ("--images", "1024", "--repeats", "1", "--patch-size", "16", "--latents")
-    rows = rows_of(root, tmp_path, "benchmarks/stream.py", *options)
+    rows = rows_of(start, tmp_path, "benchmarks/stream.py", *options)
     assert rows[0]["ratio"] == 1
     assert {row["form"].split(",")[0] for row in rows} == {"Stream", "webdataset", "folder", "latents"}
 
 
-def test_attention_times_both_phases_of_a_layer(root, tmp_path):
+def test_attention_times_both_phases_of_a_layer(start, tmp_path):
     arguments = ["--device", "cpu", "--cases", "case1", "--dtypes", "fp32", "--batches", "8"]
-    rows = rows_of(root, tmp_path, "benchmarks/attention.py", *arguments, "--plans", "1", "--repeats", "1")
+    rows = rows_of(start, tmp_path, "benchmarks/attention.py", *arguments, "--plans", "1", "--repeats", "1")
     assert [(row["way"], row["ratio"]) for row in rows][0] == ("rectangles", 1)
     assert all(row["ms"] > 0 for row in rows)
 
 
-def test_exporter_times_lines_scrapes_and_steps(root, tmp_path, digits_shards):
-    out = tmp_path / "exporter.json"
-    command = [sys.executable, "benchmarks/exporter.py", "--config", "configs/digits.yaml", "--steps", "2"]
-    command += ["--calls", "10", "--out", str(out), f"data.shards={digits_shards}", "engine.name=accelerate"]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    row = json.loads(out.read_text())
+def test_exporter_times_lines_scrapes_and_steps(start, tmp_path, digits_shards):
+    arguments = ["--config", "configs/digits.yaml", "--steps", 2, "--calls", 10]
+    arguments += [f"data.shards={digits_shards}", "engine.name=accelerate"]
+    row = rows_of(start, tmp_path, "benchmarks/exporter.py", *arguments)
     assert row["line_share"] == pytest.approx(row["line_seconds"] / row["step_seconds"])
     assert row["scrape_seconds"] > 0
 

@@ -1,47 +1,12 @@
 """Runs started as a person starts them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.trainer.conftest import TINY
-
-BIN = Path(sys.executable).parent
-_PROGRAMS = ("python", "torchrun", "deepspeed")  # of this environment
-
-
-class Starter:
-    """start(command...) runs a command from the root; `python` and launchers come from this environment."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def __call__(self, *command, **environment: str) -> subprocess.CompletedProcess:
-        process = self.background(*command, **environment)
-        try:
-            out, err = process.communicate(timeout=400)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def background(self, *command, **environment: str) -> subprocess.Popen:
-        command = [str(BIN / part) if part in _PROGRAMS else str(part) for part in command]
-        inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        return subprocess.Popen(
-            command, cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def start(root) -> Starter:
-    return Starter(root)
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_mistakes(start, digits_run, tmp_path, arguments, cause):
 
 def test_mistakes_of_an_export(start, vae_export, tmp_path):
     command = ("python", "launch/figures.py", "--run", vae_export)
-    assert_mistake(start(*command), "give --out DIR")
+    assert_mistake(start(*command, cold=True), "give --out DIR")
     assert_mistake(start(*command, "--out", tmp_path, "--figures", "9", "3"), "figure 3 cannot be drawn")
 
 

@@ -16,7 +16,7 @@ from model.codec import CODEC
 from tests.data.test_celeba import write
 from tests.launch.conftest import assert_same_run
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("pipeline")]
 
 PIPELINE = ("python", "launch/pipeline.py", "--config", "configs/celeba_tiny.yaml")
 SMALL = (
@@ -81,7 +81,7 @@ def test_a_stopped_pipeline_goes_on_to_the_same_end(finished, start, source, tmp
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "the same command goes on there" in err
     assert len(metrics.read_text().splitlines()) < 8
@@ -101,7 +101,7 @@ def test_two_processes_are_stopped_together(finished, start, source, tmp_path):
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "stopped by SIGUSR1 after" in err  # the training itself said so before the pipeline ended
     assert "Traceback" not in err

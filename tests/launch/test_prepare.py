@@ -2,26 +2,26 @@
 
 import os
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments, cwd=ROOT, script="launch/prepare.py", **environment):
-    command = [sys.executable, ROOT / script, *map(str, arguments)]
-    # Without PYTHONPATH: the script must find its own checkout.
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True)
+from tests.programs import ROOT
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def run(start):
+    """run(*arguments): launch/prepare.py in a process of its own."""
+
+    def run(*arguments, script="launch/prepare.py", **options):
+        return start("python", ROOT / script, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def prepared(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "digits"
     return out, run("digits", "--out", out)
 
@@ -43,27 +43,28 @@ def test_it_says_what_it_wrote(prepared):
     assert (out / "index.json").exists()
 
 
-def test_a_second_run_does_nothing(prepared):
+def test_a_second_run_does_nothing(run, prepared):
     result = run("digits", "--out", prepared[0])
     assert result.returncode == 0
     assert "is whole, nothing to do" in result.stdout
 
 
-def test_the_default_folder_is_below_the_current_one(tmp_path):
-    result = run("digits", "--image-size", 8, "--workers", 1, cwd=tmp_path)
+def test_the_default_folder_is_below_the_current_one(run, tmp_path):
+    """Also: the script finds its own checkout without help."""
+    result = run("digits", "--image-size", 8, "--workers", 1, folder=tmp_path, cold=True, PYTHONPATH="")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "datasets" / "digits" / "index.json").exists()
-    assert run("verify", "datasets/digits", cwd=tmp_path).returncode == 0
+    assert run("verify", "datasets/digits", folder=tmp_path).returncode == 0
 
 
-def test_another_size_is_refused_and_overwritten_on_request(tmp_path):
+def test_another_size_is_refused_and_overwritten_on_request(run, tmp_path):
     out = tmp_path / "digits"
     assert run("digits", "--out", out, "--image-size", 8).returncode == 0
     assert_user_error(run("digits", "--out", out), "holds other data", out, "--overwrite")
     assert run("digits", "--out", out, "--overwrite").returncode == 0
 
 
-def test_verify_prints_each_fault_and_exits_1(prepared, tmp_path):
+def test_verify_prints_each_fault_and_exits_1(run, prepared, tmp_path):
     result = run("verify", prepared[0])
     assert (result.returncode, result.stdout.count("\n")) == (0, 1)
     assert "is whole: 1,437 train and 360 test images in 2 shards, 1.9 MB" in result.stdout
@@ -80,20 +81,20 @@ def test_verify_prints_each_fault_and_exits_1(prepared, tmp_path):
     assert faults[1].startswith(f"{out}/test-000000.tar: No such file")
 
 
-def test_verify_of_nothing_names_the_command(tmp_path):
+def test_verify_of_nothing_names_the_command(run, tmp_path):
     result = run("verify", tmp_path / "nowhere")
     assert result.returncode == 1
     assert "python launch/prepare.py mnist --out" in result.stdout
     assert result.stdout.count("\n") == 1
 
 
-def test_a_missing_source_folder_is_one_line(tmp_path):
+def test_a_missing_source_folder_is_one_line(run, tmp_path):
     result = run("mnist", "--source", tmp_path, "--out", tmp_path / "out")
     assert_user_error(result, tmp_path, "train-images-idx3-ubyte", "--source")
     assert not (tmp_path / "out").exists()
 
 
-def test_debug_adds_the_traceback(tmp_path):
+def test_debug_adds_the_traceback(run, tmp_path):
     result = run("mnist", "--source", tmp_path, "--debug")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
@@ -111,14 +112,14 @@ def test_debug_adds_the_traceback(tmp_path):
         (("folder", "--max-damaged", "-1"), "-1 is not a whole number"),
     ],
 )
-def test_a_wrong_command_line_exits_2_without_traceback(arguments, words):
+def test_a_wrong_command_line_exits_2_without_traceback(run, arguments, words):
     result = run(*arguments)
     assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_help_has_examples():
+def test_help_has_examples(run):
     result = run("--help")
     assert result.returncode == 0
     assert "python launch/prepare.py mnist --source" in result.stdout
@@ -143,7 +144,7 @@ def pictures(tmp_path_factory):
     return root
 
 
-def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(pictures, tmp_path):
+def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(run, pictures, tmp_path):
     out = tmp_path / "out"
     result = run("folder", "--source", pictures, "--out", out, "--image-size", 16)
     assert (result.returncode, result.stderr) == (0, "")
@@ -157,7 +158,7 @@ def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(picture
     assert result.stdout.endswith("; 1 stand in for damaged ones\n")
 
 
-def test_more_damaged_images_than_accepted_are_one_line(pictures, tmp_path):
+def test_more_damaged_images_than_accepted_are_one_line(run, pictures, tmp_path):
     result = run("folder", "--source", pictures, "--out", tmp_path / "out", "--max-damaged", 0)
     assert result.returncode == 2
     assert result.stderr.startswith(
@@ -175,7 +176,7 @@ def test_more_damaged_images_than_accepted_are_one_line(pictures, tmp_path):
         (("digits", "--out", "pipe:rm -r x"), ("read from a folder", "pipe:rm -r x")),
     ],
 )
-def test_a_source_that_is_missing_or_no_folder_is_one_line(arguments, words):
+def test_a_source_that_is_missing_or_no_folder_is_one_line(run, arguments, words):
     assert_user_error(run(*arguments), *words)
 
 
@@ -194,14 +195,14 @@ def mnist(tmp_path_factory):
     return root
 
 
-def test_mnist_is_written_in_parallel(mnist, tmp_path):
+def test_mnist_is_written_in_parallel(run, mnist, tmp_path):
     result = run("mnist", "--source", mnist, "--out", tmp_path / "out", "--workers", 2)
     assert result.returncode == 0, result.stderr
     assert "60,000 train and 10,000 test images in 10 shards" in result.stdout
     assert run("verify", tmp_path / "out").returncode == 0
 
 
-def test_an_interrupt_exits_130_and_the_next_run_goes_on(mnist, tmp_path):
+def test_an_interrupt_exits_130_and_the_next_run_goes_on(run, mnist, tmp_path):
     out = tmp_path / "out"
     arguments = ["mnist", "--source", mnist, "--out", out, "--workers", "1"]
     fault = {"COMMAND": "prepare.py", "FAULT": "SIGINT data.shards:write_shard 3"}

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 
+from launch.cli import LOST
 from tests.launch.conftest import assert_same_run, losses
+from tests.programs import ROOT, free_ports
 
 pytestmark = pytest.mark.cluster
 
@@ -40,10 +41,12 @@ LAUNCHERS = {
         ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", TRAIN], [],
     ),
-    "torchrun, accumulation": ([*TORCHRUN, "2", TRAIN], ["train.accumulation_steps=2"]),
-    "torchrun, compiled": ([*TORCHRUN, "2", TRAIN], ["engine.compile=true"]),
-    "torchrun, a checkpoint in two parts": ([*TORCHRUN, "2", TRAIN], ["checkpoint.part_bytes=1000"]),
 }  # fmt: skip
+WAYS = {
+    "accumulation": ["train.accumulation_steps=2"],
+    "compiled": ["engine.compile=true"],
+    "a checkpoint in two parts": ["checkpoint.part_bytes=1000"],
+}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -55,15 +58,20 @@ def test_two_ranks_by_every_launcher_give_the_losses_of_one(start, tiny_file, tm
     assert_equal_to_rounding(run, reference)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_in_every_way_give_the_losses_of_one(start, tiny_file, tmp_path, reference, way):
+    run = tmp_path / "run"
+    done = start.ranks(2, TRAIN, *command(tiny_file, run, *WAYS[way]))
+    assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
 def test_two_ranks_in_the_environment_of_srun(start, tiny_file, tmp_path, reference, engine):
     run = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     step = {
         "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port),
+        "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(free_ports()),
     }  # fmt: skip
     ranks = [
         start.background(
@@ -73,15 +81,15 @@ def test_two_ranks_in_the_environment_of_srun(start, tiny_file, tmp_path, refere
         for rank in range(2)
     ]  # fmt: skip
     for rank in ranks:
-        _, err = rank.communicate(timeout=300)
-        assert rank.returncode == 0, err
+        done = start.finish(rank)
+        assert done.returncode == 0, done.stderr
     assert_equal_to_rounding(run, reference)
 
 
 @pytest.mark.parametrize("engine", ["deepspeed 1", "deepspeed 2", "deepspeed 3", "accelerate"])
 def test_two_ranks_in_bf16_stay_near_fp32(start, tiny_file, tmp_path, reference, engine):
     run = tmp_path / "run"
-    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, *ENGINES[engine], "engine.precision=bf16"))
+    done = start.ranks(2, TRAIN, *command(tiny_file, run, *ENGINES[engine], "engine.precision=bf16"))
     assert done.returncode == 0, done.stderr
     assert losses(run) == pytest.approx(losses(reference), rel=0.02)
 
@@ -91,7 +99,7 @@ def test_from_one_rank_to_two_and_back(start, tiny_file, tmp_path, reference, en
     run = tmp_path / "run"
     for ranks, steps in ((1, 2), (2, 4), (1, 6)):
         arguments = command(tiny_file, run, *ENGINES[engine], f"train.max_steps={steps}")
-        done = start(*TORCHRUN, ranks, TRAIN, *arguments)
+        done = start.ranks(ranks, TRAIN, *arguments)
         assert done.returncode == 0, done.stderr
     assert_equal_to_rounding(run, reference)
 
@@ -100,7 +108,7 @@ def test_four_ranks_then_another_engine_on_one_then_two(start, tiny_file, tmp_pa
     run = tmp_path / "run"
     for ranks, steps, engine in ((4, 2, "deepspeed 3"), (1, 4, "accelerate"), (2, 6, "deepspeed 2")):
         arguments = command(tiny_file, run, *ENGINES[engine], f"train.max_steps={steps}", "checkpoint.part_bytes=1000")
-        done = start(*TORCHRUN, ranks, TRAIN, *arguments)
+        done = start.ranks(ranks, TRAIN, *arguments)
         assert done.returncode == 0, done.stderr
     assert_equal_to_rounding(run, reference)
 
@@ -109,7 +117,7 @@ def test_four_ranks_then_another_engine_on_one_then_two(start, tiny_file, tmp_pa
 def two_ranks(start, tiny_file, tmp_path_factory) -> Path:
     """A run on two ranks that nobody disturbed."""
     run = tmp_path_factory.mktemp("two_ranks") / "run"
-    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, "engine.name=deepspeed", "checkpoint.part_bytes=1000"))
+    done = start.ranks(2, TRAIN, *command(tiny_file, run, "engine.name=deepspeed", "checkpoint.part_bytes=1000"))
     assert done.returncode == 0, done.stderr
     return run
 
@@ -125,26 +133,35 @@ KILLS = {
 def test_one_of_two_ranks_killed_and_resumed_bit_for_bit(start, tiny_file, tmp_path, two_ranks, moment):
     run, overrides = tmp_path / "run", ["engine.name=deepspeed", "checkpoint.part_bytes=1000"]
     arguments = command(tiny_file, run, *overrides)
-    killed = start(*TORCHRUN, 2, "tests/faults.py", *arguments, FAULT=f"kill {KILLS[moment]}")
-    assert killed.returncode not in (0, 2, 3, 75), killed.stderr
-    done = start(*TORCHRUN, 2, TRAIN, *arguments)
+    ranks = start.ranks_in_background(2, "tests/faults.py", *arguments, FAULT=f"kill {KILLS[moment]}")
+    killed = [start.finish(rank) for rank in ranks]
+    assert sorted(each.returncode for each in killed) == [-signal.SIGKILL, LOST], killed
+    done = start.ranks(2, TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     assert_same_run(run, two_ranks)
+
+
+def test_a_launcher_ends_when_one_of_its_ranks_is_killed(start, tiny_file, tmp_path):
+    fault = f"kill {KILLS['a step']}"
+    arguments = command(tiny_file, tmp_path / "run", "engine.name=deepspeed")
+    killed = start(*TORCHRUN, 2, "tests/faults.py", *arguments, FAULT=fault)
+    assert killed.returncode not in (0, 2, 3, 75), killed.stderr
 
 
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
 def test_a_signal_to_one_rank_stops_all(start, tiny_file, tmp_path, reference, engine):
     """The deepspeed launcher hands on the exit code; torchrun makes a 1 of every code."""
-    run = tmp_path / "run"
-    step = {"accelerate": "accelerate_engine:AccelerateEngine", "deepspeed": "deepspeed_engine:DeepSpeedEngine"}
-    stopped = start(
-        "deepspeed", "--num_gpus", "2", "tests/faults.py", *command(tiny_file, run, f"engine.name={engine}"),
-        FAULT=f"SIGUSR1 trainer.{step[engine]}.step 3 1",
-    )  # fmt: skip
+    run, arguments = tmp_path / "run", command(tiny_file, tmp_path / "run", f"engine.name={engine}")
+    if engine == "deepspeed":
+        fault = "SIGUSR1 trainer.deepspeed_engine:DeepSpeedEngine.step 3 1"
+        stopped = start("deepspeed", "--num_gpus", "2", "tests/faults.py", *arguments, FAULT=fault)
+    else:
+        fault = "SIGUSR1 trainer.accelerate_engine:AccelerateEngine.step 3 1"
+        stopped = start.ranks(2, "tests/faults.py", *arguments, FAULT=fault)
     assert stopped.returncode == 75, stopped.stderr
     assert stopped.stderr.count("stopped by SIGUSR1 after 48 images") == 1
     assert (run / "checkpoints/img-000000000048/manifest.json").exists()
-    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, run, f"engine.name={engine}"))
+    done = start.ranks(2, TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     assert_equal_to_rounding(run, reference)
 
@@ -156,7 +173,7 @@ def test_sigterm_to_the_launcher_stops_all(start, tiny_file, tmp_path):
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert err.count("stopped by SIGTERM") == 1
     made = len(losses(run))
@@ -167,7 +184,7 @@ def test_sigterm_to_the_launcher_stops_all(start, tiny_file, tmp_path):
 def test_one_ranks_nan_makes_all_skip_the_step(start, tiny_file, tmp_path, reference, engine):
     run = tmp_path / "run"
     fault = "nan model.task:BigLearnTask.sample_terms 3 1"
-    done = start(*TORCHRUN, 2, "tests/faults.py", *command(tiny_file, run, *ENGINES[engine]), FAULT=fault)
+    done = start.ranks(2, "tests/faults.py", *command(tiny_file, run, *ENGINES[engine]), FAULT=fault)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
@@ -187,15 +204,13 @@ def test_damage_that_one_rank_meets_counts_for_all(start, tiny_file, tmp_path, d
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     overrides = [f"data.shards={folder}", "data.memory_bytes=0", "train.total_images=1440"]
-    done = start(*TORCHRUN, 2, TRAIN, *command(tiny_file, tmp_path / "run", *overrides))
+    done = start.ranks(2, TRAIN, *command(tiny_file, tmp_path / "run", *overrides))
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["damaged_images"] == 1
     one = start("python", TRAIN, *command(tiny_file, tmp_path / "one", *overrides))
     assert one.returncode == 0, one.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=2e-5)
-    refused = start(
-        "deepspeed", "--num_gpus", "2", TRAIN, *command(tiny_file, tmp_path / "r", *overrides, "data.max_damaged=0")
-    )
+    refused = start.ranks(2, TRAIN, *command(tiny_file, tmp_path / "r", *overrides, "data.max_damaged=0"))
     assert refused.returncode == 2, refused.stderr
     assert refused.stderr.count("error: ") == 1
     assert "more than data.max_damaged=0" in refused.stderr
@@ -207,7 +222,7 @@ def test_a_mistake_is_said_once(start, tiny_file, tmp_path):
         (["train.batch_size=12"], "is not divisible by 2 ranks"),
         ([f"data.shards={tmp_path}"], "index.json does not exist"),
     ):
-        done = start("deepspeed", "--num_gpus", "2", TRAIN, *command(tiny_file, tmp_path / "run", *arguments))
+        done = start.ranks(2, TRAIN, *command(tiny_file, tmp_path / "run", *arguments))
         assert done.returncode == 2
         assert done.stderr.count("error: ") == 1, done.stderr
         assert cause in done.stderr
@@ -221,20 +236,16 @@ def test_what_one_rank_alone_cannot_read_ends_all_with_its_name(start, tiny_file
         shutil.copytree(digits_shards, tmp_path / name / "shards")
     path = next((tmp_path / "damaged/shards").glob("train-*.tar"))
     os.truncate(path, path.stat().st_size // 2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    script = "import os, runpy, sys; sys.argv = sys.argv[1:]; root = os.getcwd(); sys.path.insert(0, root); "
-    script += "os.chdir(os.environ['PLACE']); runpy.run_path(os.path.join(root, sys.argv[0]), run_name='__main__')"
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_ports())}
+    arguments = command(tiny_file, tmp_path / "run", "data.shards=shards")
     ranks = [
         start.background(
-            "python", "-c", script, TRAIN, *command(tiny_file, tmp_path / "run", "data.shards=shards"),
-            **world, RANK=str(rank), LOCAL_RANK=str(rank), PLACE=str(tmp_path / place),
+            "python", ROOT / TRAIN, *arguments, folder=tmp_path / place,
+            **world, RANK=str(rank), LOCAL_RANK=str(rank),
         )
         for rank, place in enumerate(("sound", "damaged"))
     ]  # fmt: skip
-    outcomes = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2]
-    assert outcomes[0].startswith("error: rank 1: shards/train-")
-    assert outcomes[1] == ""
+    done = [start.finish(rank) for rank in ranks]
+    assert [each.returncode for each in done] == [2, 2]
+    assert done[0].stderr.startswith("error: rank 1: shards/train-")
+    assert done[1].stderr == ""

@@ -24,7 +24,7 @@ def test_a_step_comes_out_as_it_was(start, reference, step, from_step):
 
 
 def test_the_report_is_in_words(start, reference):
-    done = start("python", "launch/replay.py", "--run", reference, "--step", 5)
+    done = start("python", "launch/replay.py", "--run", reference, "--step", 5, cold=True)
     assert "step 5 from the checkpoint at step 4: images 64 to 79 of the sequence" in done.stdout
     assert "worst images (all 16 finite)" in done.stdout
 

@@ -140,12 +140,12 @@ def test_mistakes(called, arguments, cause):
 
 def test_a_mistake_is_one_line_and_exit_code_2(start, digits_run):
     command = ("python", "launch/sample.py", "reconstruct", "--model", digits_run)
-    done = start(*command, "--images", "no\nwhere\x1b[31m")
+    done = start(*command, "--images", "no\nwhere\x1b[31m", cold=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert r"no\nwhere\x1b[31m does not exist" in done.stderr
 
 
 def test_an_export_never_lands_in_a_run(start, digits_run):
-    done = start("python", "launch/export.py", "--model", digits_run, "--out", digits_run)
+    done = start("python", "launch/export.py", "--model", digits_run, "--out", digits_run, cold=True)
     assert done.returncode == 2
     assert "is a run or a checkpoint" in done.stderr

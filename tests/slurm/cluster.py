@@ -101,12 +101,13 @@ class Cluster:
         """The output of one of SLURM's commands."""
         return self._run(*command).stdout.strip()
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
+        """Until it holds; the limit ends a hang, it judges no speed."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} not after {seconds} s\n{self.tell('squeue')}\n{self.tell('sinfo')}")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def _configure(self, cpus: int, gpus: int, features: str, others: tuple[str, ...], grace_s: int) -> None:
         directory, names = self.directory, ",".join(self.nodes)

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from launch.slurm.jobs import Event, read_history
-from tests.launch.conftest import Starter
-from tests.launch.conftest import start as start  # the fixture
+from tests.programs import Starter
 from tests.slurm.cluster import Cluster
 from tests.trainer.conftest import TINY
 
@@ -53,7 +52,7 @@ def long_file(tmp_path_factory, digits_shards) -> Path:
 def undisturbed(start, long_file, tmp_path_factory) -> list[float]:
     """The losses of two ranks, without SLURM, to the end."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = start("torchrun", "--nproc-per-node", "2", "launch/train.py", "--config", long_file, f"run_dir={run}")
+    done = start.ranks(2, "launch/train.py", "--config", long_file, f"run_dir={run}")
     assert done.returncode == 0, done.stderr
     return losses(run)
 
@@ -76,9 +75,9 @@ class Person:
         done = self.call("submit", "--config", config, f"run_dir={run}", *arguments)
         return done.stdout.split(":")[0].removeprefix("job ")
 
-    def wait(self, condition: Callable[[], bool], run: Path, seconds: float = 150) -> None:
+    def wait(self, condition: Callable[[], bool], run: Path) -> None:
         try:
-            self.cluster.wait(condition, "this", seconds)
+            self.cluster.wait(condition, "this")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{log(run)}") from None
 

@@ -15,7 +15,7 @@ from tests.data.test_celeba import write
 from tests.launch.test_pipeline import SMALL
 from tests.slurm.conftest import log, losses, starts
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm")]
 
 
 def ranks_of(run: Path) -> dict[int, int]:
@@ -86,7 +86,8 @@ def preempt(person, run, job) -> None:
     person.cluster.tell("sbatch", *urgent)
 
 
-# What is done to a job of two nodes, and whether the ranks can write a checkpoint before they end.
+# What is done to a job of two nodes, and whether the ranks can write a checkpoint before they end. Ranks wait long for
+# one another, but for the one that hangs.
 FAULTS = {
     "warned": (warn, True),
     "warned twice": (warn_twice, True),
@@ -101,9 +102,10 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_disturbed_run_ends_like_one_that_nobody_disturbed(person, long_file, undisturbed, tmp_path, fault):
     run, (disturb, can_save) = tmp_path / "run", FAULTS[fault]
-    job = person.submit(long_file, run, "--nodes", 2, "engine.timeout_seconds=5")
+    timeout = 20 if fault == "a rank hangs" else 600
+    job = person.submit(long_file, run, "--nodes", 2, f"engine.timeout_seconds={timeout}")
     person.wait_for_steps(run, 30)
-    began, made = time.monotonic(), len(losses(run))
+    began, saved, made = time.monotonic(), newest_checkpoint(run), len(losses(run))
     disturb(person, run, job)
     person.wait(lambda: len(starts(run)) == 2, run)
     kept, since = newest_checkpoint(run), time.time()
@@ -114,7 +116,7 @@ def test_a_disturbed_run_ends_like_one_that_nobody_disturbed(person, long_file, 
     person.wait_for_end(run, 0)
     assert losses(run) == undisturbed  # to the last bit
     assert len(starts(run)) == 2
-    assert made - kept <= (0 if can_save else 10 + 2)  # and what was made while a checkpoint was written
+    assert kept >= (made if can_save else saved)
     if fault == "a rank is killed":
         assert "task 1: Killed" in log(run)
         assert re.search(r"rank 0 on n1 lost another rank \(.* by peer", log(run))
@@ -130,7 +132,7 @@ def newest_checkpoint(run: Path) -> int:
 
 def test_a_time_limit_shorter_than_the_training_is_several_jobs(person, long_file, tmp_path):
     run = tmp_path / "run"
-    long = ["train.total_images=160000", "checkpoint.every_images=0", "slurm.time=1", "slurm.warning_seconds=15"]
+    long = ["train.total_images=9600000", "checkpoint.every_images=0", "slurm.time=1", "slurm.warning_seconds=15"]
     person.submit(long_file, run, "--nodes", 2, *long)
     person.wait(lambda: len(starts(run)) == 2, run)
     assert "stopped by SIGUSR1 after" in log(run)
@@ -161,10 +163,9 @@ def test_what_is_cancelled_is_not_started_again(person, long_file, tmp_path, how
     job = person.submit(long_file, run, "--nodes", 2)
     person.wait_for_steps(run, 30)
     person.cluster.tell("scancel", job) if how == "scancel" else person.call("cancel", "--now", run)
-    person.wait_for_end(run, 75)
-    time.sleep(8)  # a job that was queued again would start after six
+    person.wait_for_end(run, 75)  # and no job waits
+    assert re.search("JobState=(CANCELLED|COMPLETED|FAILED) ", person.cluster.tell("scontrol", "show", "job", job))
     assert len(starts(run)) == 1
-    assert not person.cluster.tell("squeue", "-h")
     assert newest_checkpoint(run) == len(losses(run))
 
 
@@ -264,7 +265,7 @@ def test_a_chain_is_submitted_as_a_whole_or_not_at_all(person, source, tmp_path)
     batches = ("train.batch_size=256", "stage_1.train.batch_size=256")
     done = person.call("submit", *arguments, *batches, code=2)  # the first step asks for no GPU
     assert "node configuration is not available" in done.stderr
-    person.cluster.wait(lambda: not person.cluster.tell("squeue", "-h"), "an empty queue", 5)
+    person.cluster.wait(lambda: not person.cluster.tell("squeue", "-h"), "an empty queue")
     assert not read_history(tmp_path / "run")
 
 

@@ -339,12 +339,10 @@ def test_a_run_does_not_go_on_with_the_codes_of_another_patchae(coded, latents, 
         restore(others, tmp_path / "kept", identity(config, others.index, others.codec))
 
 
-def test_images_are_not_taken_for_codes_nor_codes_for_images(coded, latents, tiny, digits_shards, world):
+def test_images_are_not_taken_for_codes_nor_codes_for_images(coded, latents, tiny, digits_shards, world, tmp_path):
     with pytest.raises(UserError, match="holds codes, not images"):
         build_parts(tiny("data.patch_size=16", f"data.shards={latents}"), world)
-    shutil.copy(latents / CODEC, digits_shards / CODEC)
-    try:
-        with pytest.raises(UserError, match="shards of another PatchAE.* than its codec"):
-            build_parts(coded(f"data.latents={digits_shards}"), world)
-    finally:
-        (digits_shards / CODEC).unlink()
+    mistaken = shutil.copytree(digits_shards, tmp_path / "mistaken")
+    shutil.copy(latents / CODEC, mistaken / CODEC)
+    with pytest.raises(UserError, match="shards of another PatchAE.* than its codec"):
+        build_parts(coded(f"data.latents={mistaken}"), world)

@@ -7,7 +7,6 @@ model, the masks, the noise or the data order is written down with
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -56,9 +55,10 @@ def first_losses(case: str, world) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict:
+def measured(start) -> dict:
     """From a process of their own: what ran before in a process can move the last bits."""
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
+    done = start("python", __file__)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
