@@ -29,11 +29,11 @@ test: $(INSTALLED)
 # prometheus, prometheus-alertmanager and prometheus-pushgateway. Much of it waits: one worker more than the cores of
 # a small machine.
 test-cluster: $(INSTALLED)
-	$(PYTEST) --numprocesses 3 --dist loadgroup -m "cluster and not exhaustive"
+	$(PYTEST) --numprocesses 3 --dist loadfile -m "cluster and not exhaustive"
 
 # All of them, the full products of method, mode, engine, stage and ranks included.
 test-all: $(INSTALLED)
-	$(PYTEST) $(WORKERS) --dist loadgroup -m ""
+	$(PYTEST) $(WORKERS) --dist loadfile -m ""
 
 # Forty faults put into the code, one at a time, each of which the tests that it names must catch.
 mutants: $(INSTALLED)

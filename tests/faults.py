@@ -5,6 +5,7 @@ The command is train.py, or what COMMAND names in the environment.
 When TARGET (module:qualified.name) is called the COUNT-th time, by RANK if one is given,
 
     kill      the process is killed as by kill -9
+    kill+0.1  so it is, a tenth of a second later
     SIGUSR1   (or another signal) the process gets it, twice
     nan       the call returns terms of which the first sample's are not a number (TARGET is a sample_terms)
     nans      so do all calls from then on
@@ -16,6 +17,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,9 @@ def install(action: str, target: str, count: str, rank: str | None = None) -> No
                 for value_B in terms.values():
                     value_B[0] = value_B[0] * float("nan")
             return terms
-        if calls == int(count):
+        if calls == int(count) and action.startswith("kill+"):
+            threading.Timer(float(action.removeprefix("kill+")), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif calls == int(count):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.Signals[action])
         return original(*arguments, **options)

@@ -141,7 +141,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path):
 
 def _all_ended(group: int) -> bool:
     """Whether the writing processes of a dead parent end by themselves."""
-    for _ in range(3000):
+    for _ in range(30_000):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:

@@ -71,12 +71,10 @@ def test_a_run_killed_again_and_again_at_random_goes_on_bit_for_bit(start, tiny_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start("python", "launch/train.py", *command(tiny_file, whole, *overrides)).returncode == 0
     for seed in range(3):
-        process = start.background("python", "launch/train.py", *command(tiny_file, killed, *overrides))
-        before = steps_made(killed)
-        wait_until(lambda before=before: steps_made(killed) > before + 20, process)
-        time.sleep(random.Random(seed).random() / 4)
-        process.kill()
-        process.communicate()
+        seconds = random.Random(seed).random() / 4
+        fault = f"kill+{seconds} trainer.accelerate_engine:AccelerateEngine.step 20"
+        died = start("python", "tests/faults.py", *command(tiny_file, killed, *overrides), FAULT=fault)
+        assert died.returncode == -signal.SIGKILL, died.stderr
     assert start("python", "launch/train.py", *command(tiny_file, killed, *overrides)).returncode == 0
     assert_same_run(killed, whole)
 

@@ -203,7 +203,7 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
 
 
 def fetch(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as answer:
         return answer.read().decode()
 
 

@@ -22,7 +22,7 @@ from tests.programs import Starter, free_ports
 from tests.trainer.conftest import TINY
 from trainer.metrics import read_lines
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("prometheus")]
+pytestmark = pytest.mark.cluster
 
 # A GPU that there is not: what its ranks would show. Values are examples.
 GPU = {"run": "example-gpu", "model": "biglearn_u", "dataset": "digits"}
@@ -185,7 +185,7 @@ def seen(watch, finished) -> Iterator[Seen]:
         panels = {path.stem: answers(json.loads(path.read_text()), source) for path in FOLDER.glob("*.json")}
         yield Seen(training, panels, {name: value for name, (_, value) in recorded.items()}, images, waiting)
     finally:
-        training.kill()
+        training.terminate()  # and torchrun its ranks, which a kill would leave behind
         training.communicate()
 
 
