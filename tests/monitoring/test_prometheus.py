@@ -67,8 +67,8 @@ class Watch:
 
     def train(self, method: str, *overrides: str) -> subprocess.Popen:
         run = [f"run_dir={self.folder / method}", f"method={method}", f"metrics.targets={self.folder / 'targets'}"]
-        return self.start.background(
-            "torchrun", "--nproc-per-node", 2, "launch/train.py", "--config", self.config, *run,
+        return self.start.background(  # nice: it trains for minutes, beside other tests
+            "nice", "-n", 15, "torchrun", "--nproc-per-node", 2, "launch/train.py", "--config", self.config, *run,
             f"metrics.pushgateway=http://127.0.0.1:{self.port + 1}", *overrides,
         )  # fmt: skip
 
