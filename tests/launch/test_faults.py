@@ -113,12 +113,12 @@ def test_more_signals_while_the_checkpoint_is_written_do_no_harm(start, tiny_fil
 def test_handlers_are_there_before_torch(start, tiny_file, tmp_path):
     process = start.background("python", "launch/train.py", *command(tiny_file, tmp_path / "run"), cold=True)
 
-    def catches_sigterm() -> bool:
+    def catches_both() -> bool:
         status = Path(f"/proc/{process.pid}/status").read_text()
         caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
-        return bool(caught >> (signal.SIGTERM - 1) & 1)
+        return all(caught >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR1))
 
-    wait_until(catches_sigterm, process)
+    wait_until(catches_both, process)
     assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(number)
