@@ -1,8 +1,8 @@
 """How tests start programs: start("python", "launch/train.py", ...) from the root of the repository."""
 
-import itertools
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -147,14 +147,13 @@ class Starter:
             self._folder.cleanup()
 
 
-_ports = itertools.count()
-
-
 def free_ports(count: int = 1) -> int:
-    """The first of so many ports in a row that nobody has, below those that the kernel gives to clients."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    """The first of so many ports in a row that nobody has, below those that the kernel gives to clients.
+
+    By chance, so that other workers and other suites on this machine hardly ever choose the same.
+    """
     while True:
-        first = 11_000 + 2_000 * (worker % 8) + 10 * next(_ports) % 2_000
+        first = random.SystemRandom().randrange(11_000, 28_000, 10)
         try:
             for distance in range(count):
                 socket.create_server(("127.0.0.1", first + distance)).close()
