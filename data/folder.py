@@ -9,11 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from data.errors import UserError, printable
+from data.images import SUFFIXES
 from data.samples import ImageFiles, Samples
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 class Folder:

@@ -15,6 +15,7 @@ from data.errors import printable
 
 # Named one by one: PIL knows more, and one of them (EPS) would start another program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**27
 _TURN = {

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import UserError, printable
-from data.folder import SUFFIXES
-from data.images import DamagedImageError, decode, decode_with_alpha, read_file, resize
+from data.images import SUFFIXES, DamagedImageError, decode, decode_with_alpha, read_file, resize
 
 log = logging.getLogger(__name__)
 
