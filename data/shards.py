@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from data.images import DamagedImageError, resize
 from data.index import (
     INDEX_NAME,
@@ -102,7 +102,7 @@ def prepare(
         shard_records=shard_records,
     )
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with locked(out, wait=True):
             index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Replaced, Shard, load_index, read_index, refuse_url
 from data.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
 from data.stream import Stream
@@ -76,7 +76,7 @@ def encode_images(
         index = load_index(images)
         recipe = _recipe(images, index, autoencoder)
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
     jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]

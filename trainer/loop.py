@@ -60,7 +60,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     world.require_same(run_id=run.read_id())  # all see the one folder
     exporter = make_exporter(config, world, run, task, state, spent)
     metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
-    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter])
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter], state.images)
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
