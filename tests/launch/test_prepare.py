@@ -149,9 +149,10 @@ def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(run, pi
     result = run("folder", "--source", pictures, "--out", out, "--image-size", 16)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0].endswith("1 files or links, first train/notes.txt")
-    assert lines[1].startswith("train/b/5.png is damaged: ")
-    assert lines[2].startswith(f"wrote {out}: 9 train and 3 test images in 2 shards")
+    assert lines[0] == "files that are no images, left out: 1, first train/notes.txt"
+    assert lines[1] == "2 classes, by their folders: 0 is a (6 images), 1 is b (6 images)"
+    assert lines[2].startswith("train/b/5.png is damaged: ")
+    assert lines[3].startswith(f"wrote {out}: 9 train and 3 test images in 2 shards")
     result = run("verify", out)
     assert (result.returncode, result.stderr) == (0, "")
     assert "9 train and 3 test images in 2 shards" in result.stdout
