@@ -229,8 +229,8 @@ def split_sizes(name: str) -> Mapping[str, int]:
     splits = SOURCES[name].splits
     if not splits:
         raise UserError(
-            f"how many images a {name} holds is known once it is prepared: write its shards with"
-            f" `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
+            f"only its prepared shards say how many images the data set {name} has, and data.shards has none: write"
+            f" them with `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
         )
     return splits
 

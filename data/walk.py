@@ -12,7 +12,7 @@ from data.errors import UserError
 _NOT_THEIRS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db"}
 
 # The names of files that have to be unpacked to be read.
-ARCHIVE = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|zip|7z|rar)$", re.IGNORECASE)
+ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|zip|7z|rar)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

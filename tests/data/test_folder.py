@@ -269,6 +269,9 @@ def test_what_is_packed_is_to_be_unpacked(tmp_path):
     (tmp_path / "pics.TAR.gz").write_bytes(b"packed")
     with pytest.raises(UserError, match=r"holds no images .*: unpack pics.TAR.gz"):
         Folder().load(tmp_path)
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no images .*: it is prepared already"):
+        Folder().load(tmp_path)
 
 
 def test_the_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path, monkeypatch):
@@ -329,5 +332,5 @@ def test_the_shards_hold_the_images(tmp_path):
 
 
 def test_its_size_is_known_only_to_its_shards():
-    with pytest.raises(UserError, match="once it is prepared"):
+    with pytest.raises(UserError, match=r"only its prepared shards say .*prepare.py folder --source DIR"):
         split_sizes("folder")
