@@ -159,8 +159,21 @@ def test_a_folder_may_be_called_as_it_likes(tmp_path, name):
 
 @pytest.mark.parametrize("below", [".", "raw", "Small/raw"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_folder_is_read(tmp_path, files, packed, below, compressed):
-    write(tmp_path / below, packed if compressed else files)
+@pytest.mark.parametrize("dotted", [True, False])
+def test_a_folder_is_read(tmp_path, files, packed, below, compressed, dotted):
+    contents = packed if compressed else files
+    if dotted:
+        contents = {name.replace("-idx", ".idx"): content for name, content in contents.items()}
+        (tmp_path / below / "train-images-idx3-ubyte").mkdir(parents=True)  # as some archives have it
+    write(tmp_path / below, contents)
+    check(source(packed).load(tmp_path), files)
+
+
+def test_each_file_may_be_packed_and_spelled_as_it_likes(tmp_path, files, packed):
+    first, second, third, fourth = files
+    write(tmp_path, {first: files[first], f"{second}.gz": packed[f"{second}.gz"]})
+    write(tmp_path, {third.replace("-idx", ".idx"): files[third]})
+    write(tmp_path, {f"{fourth.replace('-idx', '.idx')}.gz": packed[f"{fourth}.gz"]})
     check(source(packed).load(tmp_path), files)
 
 
