@@ -151,14 +151,20 @@ def test_single_folders_around_the_classes_are_none(tmp_path, caplog, above):
         (("imnet/train/cat", "imnet/train/dog"), ("imnet/val/cat", "imnet/val/dog")),
         (("a/b/train/x/cat", "a/b/train/x/dog"), ("a/b/eval/y/cat",)),
         (("train/cat",), ("test/dog",)),
+        (("train/images/cat",), ("test/images/dog", "test/images/fox")),
     ],
 )
 def test_single_folders_around_and_in_the_splits_are_no_classes(tmp_path, train, test):
     write(tmp_path, *(f"{folder}/{n}.png" for folder in train + test for n in "12"))
-    expected = {"cat": 0, "dog": 1}
+    expected = {"cat": 0, "dog": 1, "fox": 2}
     found = classes(content(tmp_path))
     for split, folders in (("train", train), ("test", test)):
         assert found[split] == {name: expected[name] for name in (folder.split("/")[-1] for folder in folders)}
+
+
+def test_folders_below_the_classes_of_another_split_are_none(tmp_path):
+    write(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/dog/deep/1.png")
+    assert content(tmp_path)["test"] == [("test/dog/deep/1.png", 1)]
 
 
 def test_many_classes_are_named_in_part_and_one_without_training_images_is(tmp_path, caplog):
@@ -178,6 +184,7 @@ def test_many_classes_are_named_in_part_and_one_without_training_images_is(tmp_p
         (("1.png", "2.png"), "the images lie in no folders"),
         (("train/train/1.png", "test/test/2.png"), "the images lie in no folders"),
         (("pics/cat/1.png", "pics/cat/2.png"), "all images lie in the folder cat"),
+        (("train/cat/deep/1.png", "test/cat/2.png"), "all images lie in the folder cat"),
         (("train/images/1.png", "test/images/2.png"), "all images lie in the folder images"),
     ],
 )
