@@ -140,8 +140,8 @@ MUTATIONS = (
     ),
     Mutation(
         "folder-without-val",
-        '{split: {} for split in ("train", "val", "test") if (folder / split).is_dir()}',
-        '{split: {} for split in ("train", "test") if (folder / split).is_dir()}',
+        '"val": ("val", "valid", "validation", "dev"),',
+        '"val": ("valid", "validation", "dev"),',
         ("tests/data/test_folder.py",),
     ),
     Mutation(

@@ -342,7 +342,7 @@ def test_a_run_waits_for_another_one_on_its_folder(digits, tmp_path):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file"):
+    with pytest.raises(UserError, match="file is a file, not a folder"):
         prepare("digits", tmp_path / "file", progress=False)
     with pytest.raises(UserError, match="choose 1 to 4096"):
         prepare("digits", tmp_path / "out", image_size=0, progress=False)
