@@ -68,7 +68,8 @@ def _arranged(array: ArrayLike, size: int, channels: tuple[int, ...], what: str)
             found.setdefault((sizes["N"], size, size, sizes["C"]), order)
     if not found:
         wanted = f"(N, {size}, {size}, {channels[-1]})" if len(channels) > 1 else f"(N, {size}, {size})"
-        raise UserError(f"{what}: shape {array.shape}, the model needs {wanted}: resize or reshape")
+        holds = " holds no images" if 0 in array.shape else ""
+        raise UserError(f"{what}: shape {array.shape}{holds}, the model needs {wanted}: resize or reshape")
     if len(found) > 1:
         meant = " or ".join(_words(shape) for shape in found)
         clear = " or ".join(f"{(1, *array.shape) if 'C' in order else (*array.shape, 1)}" for order in found.values())

@@ -80,7 +80,6 @@ def prepare(
     if not 1 <= image_size <= 4096:
         raise UserError(f"images of {image_size} pixels cannot be written: choose 1 to 4096")
     splits = source.load(Path(source_dir) if source_dir is not None else None, progress)
-    warn_if_dark(splits.values())
     content = " ".join(f"{split} {samples.sha256}" for split, samples in splits.items())
     recipe = Recipe(
         source=source.name,
@@ -104,6 +103,7 @@ def prepare(
     else:
         resumed = f" ({kept} shards were there already)" if kept else ""
         log.info("wrote %s: %s, in %.1f seconds%s", out, content, time.monotonic() - began, resumed)
+    warn_if_dark(splits.values())
     return index
 
 

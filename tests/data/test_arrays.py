@@ -45,7 +45,7 @@ def test_what_has_one_meaning_is_taken_so(array, images_NHWC, taken):
         (np.zeros((2, 4, 8, 8)), "resize or reshape"),
         (np.zeros((8, 8, 4)), "resize or reshape"),
         (np.zeros(8), "resize or reshape"),
-        (np.zeros((0, 8, 8, 3)), "resize or reshape"),
+        (np.zeros((0, 8, 8, 3)), "holds no images, .*resize or reshape"),
         (np.zeros((2, 8, 8), bool), "bool: give uint8"),
         (np.zeros((2, 8, 8), np.uint16), "uint16: give uint8"),
         (np.full((2, 8, 8), -0.5), r"scale them to \[0, 1\]"),
