@@ -59,19 +59,21 @@ def test_of_12_bits_4095_is_white():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "tags"),
+    ("written", "signed", "what"),
     [
-        (np.full((2, 2), 200, np.int32), {}),
-        (np.full((2, 2), 200, np.int32), {SAMPLE_FORMAT: 1}),
-        (np.full((2, 2), 200, np.uint16), {SAMPLE_FORMAT: 2}),
-        (np.full((2, 2), 200, np.uint8), {SAMPLE_FORMAT: 2}),
-        (np.ones((2, 2), np.float32), {}),
+        (np.int32, True, "signed numbers"),
+        (np.int32, False, "32 bits"),
+        (np.uint16, True, "signed numbers"),
+        (np.uint8, True, "signed numbers"),
+        (np.float32, False, "floating point"),
     ],
 )
-def test_what_no_one_can_know_is_damage(pixels, tags):
-    content = encoded(Image.fromarray(pixels), "TIFF", tiffinfo=tags)
+def test_what_no_one_can_know_is_damage(written, signed, what):
+    content = encoded(Image.fromarray(np.full((2, 2), 200, written)), "TIFF", tiffinfo={SAMPLE_FORMAT: 2})
+    if not signed:
+        content = content.replace(*(struct.pack("<HHIH", SAMPLE_FORMAT, 3, 1, kind) for kind in (2, 1)))
     for read in (decode, decode_with_alpha):
-        with pytest.raises(DamagedImageError, match="pixels of .*: nothing says which value is white"):
+        with pytest.raises(DamagedImageError, match=f"pixels of {what}: nothing says which value is white"):
             read(content)
 
 
