@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import printable
-from data.images import DamagedImageError, decode, has_more_frames, read_file
+from data.images import DamagedImageError, brightest, decode, has_more_frames, read_file
 
 log = logging.getLogger(__name__)
 
 _READERS = 8  # threads; more than cores, because files on a shared path answer late
 _BLOCK = 64  # files of one task of a thread
+_DARK = 0.25  # of white: a set without any brighter value is likely in another range than its format says
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ class Samples:
     images: n uint8 arrays (H, W) or (H, W, 3); any sequence that can be sliced and pickled. One that decodes
         when it is asked may raise DamagedImageError for an item, and then has their `names`.
     labels_N: (n,) int64, 0 .. classes - 1.
-    sha256: of the content, images and labels.
+    sha256: of the content, images and labels. brightest: of image files, see `warn_if_dark`.
     """
 
     images: Sequence[np.ndarray]
     labels_N: np.ndarray
     classes: int
     sha256: str
+    brightest: "Brightest | None" = None
 
     @classmethod
     def from_arrays(cls, images_NHW: np.ndarray, labels_N: np.ndarray, classes: int) -> "Samples":
@@ -46,11 +49,10 @@ class Samples:
     def from_files(cls, images: "ImageFiles", labels_N: np.ndarray, classes: int, progress: bool) -> "Samples":
         """Reads every file once, for its checksum; what cannot be read counts as such."""
         digest = hashlib.sha256()
-        animated = []
+        animated, bright = [], Brightest()
         shown = None if progress else True  # None: on a terminal
-        found = tqdm(
-            _glances(images), total=len(images), unit=" files", desc=f"read {images.root}", delay=2, disable=shown
-        )
+        found = _glances(images, bright)
+        found = tqdm(found, total=len(images), unit=" files", desc=f"read {images.root}", delay=2, disable=shown)
         for name, label, (sha256, has_more) in zip(images.names, labels_N.tolist(), found, strict=True):
             digest.update(f"{name}\0{label}\0{sha256}\n".encode(errors="surrogateescape"))
             if has_more:
@@ -58,7 +60,7 @@ class Samples:
         if animated:
             first = printable(animated[0])
             log.info("%d images have several frames, of which the first is used: first %s", len(animated), first)
-        return cls(images, labels_N, classes, digest.hexdigest())
+        return cls(images, labels_N, classes, digest.hexdigest(), bright)
 
     def __getitem__(self, part: slice) -> "Samples":
         return Samples(self.images[part], self.labels_N[part], self.classes, self.sha256)
@@ -89,8 +91,47 @@ class ImageFiles(Sequence):
         return decode(read_file(self.root / self.names[place]), self.crop)
 
 
-def _glances(images: ImageFiles) -> Iterator[tuple[str, bool]]:
-    """Of each file its SHA-256, or "unreadable", and whether it has more frames than one."""
+class Brightest:
+    """The brightest value of a set of images, and which one is white, as long as none is bright: one settles it.
+
+    images: how many were looked at, all that can be decoded if they are dark.
+    """
+
+    def __init__(self):
+        self.value, self.white, self.images = 0, 1, 0
+        self._lock = threading.Lock()
+
+    @property
+    def share(self) -> float:
+        return self.value / self.white
+
+    def look(self, content: bytes) -> None:
+        with self._lock:
+            if self.share >= _DARK:
+                return
+            try:
+                value, white = brightest(content)
+            except DamagedImageError:  # it counts as such when it is its turn to be written
+                return
+            self.images += 1
+            if value / white >= self.share:
+                self.value, self.white = value, white
+
+
+def warn_if_dark(splits: Iterable[Samples]) -> None:
+    """Warn of a data set whose images are all dark, as 12 bits of brightness in files of 16 bits are."""
+    found = [samples.brightest for samples in splits if samples.brightest]
+    images = sum(bright.images for bright in found)
+    most = max(found, key=lambda bright: bright.share, default=None)
+    if images and most.share < _DARK:
+        log.warning(
+            "the brightest value of %s images is %s of %s: they stay so dark; if it should be white, scale them first",
+            *(f"{number:,}" for number in (images, most.value, most.white)),
+        )
+
+
+def _glances(images: ImageFiles, bright: Brightest) -> Iterator[tuple[str, bool]]:
+    """Of each file its SHA-256, or "unreadable", and whether it has more frames than one. `bright` looks at it."""
     blocks = [images.names[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
 
     def glance(names: Sequence[str]) -> list[tuple[str, bool]]:
@@ -102,6 +143,7 @@ def _glances(images: ImageFiles) -> Iterator[tuple[str, bool]]:
                 found.append(("unreadable", False))
             else:
                 found.append((hashlib.sha256(content).hexdigest(), has_more_frames(content)))
+                bright.look(content)
         return found
 
     pool = ThreadPoolExecutor(_READERS, thread_name_prefix="checksum")

@@ -34,7 +34,8 @@ from data.index import (
     refuse_url,
     sidecar_path,
 )
-from data.samples import Samples
+from data.memory import available_bytes
+from data.samples import Samples, Source, warn_if_dark
 from data.shard_files import (
     Portion,
     claim,
@@ -50,7 +51,9 @@ from data.sources import find_source
 
 log = logging.getLogger(__name__)
 
+RECORD_IMAGES = 1024
 _NAMED = 10  # damaged images that the log names
+_WORKER_BYTES, _LARGEST_IMAGE_BYTES = 2**28, 2**30  # memory of a writing process, and of decoding a file in it
 
 
 def prepare(
@@ -60,7 +63,7 @@ def prepare(
     image_size: int | None = None,
     source_dir: Path | str | None = None,
     workers: int = 1,
-    record_images: int = 1024,
+    record_images: int = RECORD_IMAGES,
     shard_records: int = 8,
     overwrite: bool = False,
     max_damaged: int = 100,
@@ -115,7 +118,17 @@ def prepare(
     else:
         resumed = f" ({kept} shards were there already)" if kept else ""
         log.info("wrote %s: %s, in %.1f seconds%s", out, content, time.monotonic() - began, resumed)
+    warn_if_dark(splits.values())
     return index
+
+
+def default_workers(source: Source, image_size: int) -> int:
+    """As many processes as there are cores, and memory for; one for what is embedded, which is written at once."""
+    if source.embedded:
+        return 1
+    record = RECORD_IMAGES * source.channels * image_size**2
+    needed = _WORKER_BYTES + 3 * record + (_LARGEST_IMAGE_BYTES if source.image_files else 0)
+    return max(1, min(len(os.sched_getaffinity(0)), available_bytes() // needed))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import logging
-import os
 
 from data.errors import UserError
 from data.index import read_index
@@ -40,8 +39,6 @@ def _parser() -> argparse.ArgumentParser:
         counts = " and ".join(f"{count:,} {split}" for split, count in source.splits.items())
         what = f"its {counts} images" if counts else "the images of any folder"
         add = commands.add_parser(source.name, help=f"write {what} as shards").add_argument
-        # What is embedded is small: starting processes would take longer than to write it.
-        workers = 1 if source.embedded else len(os.sched_getaffinity(0))
         if not source.embedded:
             default = "required" if source.image_files else "default: download them"
             add("--source", metavar="DIR", help=f"folder of the original files; {default}")
@@ -53,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
             default=source.image_size,
             help="pixels; default: %(default)s",
         )
-        add("--workers", metavar="N", type=whole_number, default=workers, help="processes; default: %(default)s")
+        default = "1" if source.embedded else "as many as there are cores, and memory for"
+        add("--workers", metavar="N", type=whole_number, help=f"processes; default: {default}")
         if source.image_files:
             accepted = "damaged images to replace by sound ones before giving up; default: %(default)s"
             add("--max-damaged", metavar="N", type=_limit, default=100, help=accepted)
@@ -72,14 +70,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.command == "verify":
         return _verify(options.folder)
-    from data.shards import prepare  # slow to import: only now, so that --help and mistakes answer at once
+    from data.shards import default_workers, prepare  # slow to import: only now, so that mistakes answer at once
 
     prepare(
         options.command,
         options.out,
         image_size=options.image_size,
         source_dir=getattr(options, "source", None),
-        workers=options.workers,
+        workers=options.workers or default_workers(SOURCES[options.command], options.image_size),
         overwrite=options.overwrite,
         max_damaged=getattr(options, "max_damaged", 0),
     )

@@ -22,8 +22,8 @@ examples:
   python launch/sample.py inpaint --model runs/digits-biglearn_u --test 12 --hide random --s-ratio 0.3 --draws 3
   python launch/sample.py inpaint --model my-export --images photos/ broken.png --mask hole.png
 
-NAME --help has an example of each. What is missing in an image: alpha 0 in a PNG, NaN in a .npy array, black in
---mask, or what --hide takes away. --debug shows the traceback of an error.
+NAME --help has an example of each. What is missing in an image: alpha 0 in a PNG, NaN in a .npy array, black, 0 or
+alpha 0 in --mask, or what --hide takes away. --debug shows the traceback of an error.
 """
 
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         if images:
             add("--images", nargs="+", metavar="PATH", help="image files, folders of them, .npy arrays")
             add("--test", type=whole_number, metavar="N", help="instead: N test images of the model's data set")
-            add("--mask", metavar="FILE", help="an image, black where nothing is known")
+            add("--mask", metavar="FILE", help="an image or .npy array, black, 0 or transparent where nothing is known")
             add("--hide", choices=KINDS, help="take patches away, in this shape")
             add(
                 "--s-ratio",

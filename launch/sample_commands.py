@@ -1,6 +1,7 @@
 """What each command of launch/sample.py does: rows for the sheet, arrays, and a few words."""
 
 import io
+import logging
 from argparse import Namespace
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ class Result:
 
 def sample(options: Namespace) -> int:
     """Run one command and write what it gives."""
+    logging.getLogger("data.incomplete").setLevel(logging.INFO)  # how arrays are taken
     vae = BigLearnVAE.load(options.model, find_device(options.device))
     vae.batch_size, vae.progress = options.batch_size, partial(progress, name=options.command, shown=True)
     names, given = ([], None) if options.command == "generate" else _images(vae, options)
@@ -75,9 +77,7 @@ def _images(vae: BigLearnVAE, options: Namespace) -> tuple[list[str], Observatio
         return [], None
     else:
         raise UserError("which images? Give --images PATH ... or --test N")
-    mask = None
-    if options.mask:
-        mask = np.broadcast_to(read_mask(Path(options.mask), size), (len(names), size, size))
+    mask = read_mask(Path(options.mask), size) if options.mask else None
     given = vae.observe(images_NHWC, mask, options.observed)
     if options.hide and options.command != "bound":  # which needs what it predicts
         given = given.hide(~_observed_of_kind(vae, given, options))

@@ -34,9 +34,9 @@ class Gaussian:
 class BigLearnVAE:
     """A trained `biglearn_u`, `biglearn_t` or `vae`.
 
-    Wherever a method takes `images`, it takes an `Observation` (see `observe`) or what makes one: an array
-    (B, H, W, 3), (B, H, W, 1) or (B, H, W), uint8 or floating point in [0, 1], in which NaN is a missing pixel. Images
-    that come out are float32 (B, H, W, 3) on the CPU; the means of p(x_T | z, x_S) may leave [0, 1] by a little.
+    Wherever a method takes `images`, it takes an `Observation` (see `observe`) or what makes one: an array (B, H, W, C)
+    or (B, C, H, W) of colour or grey, uint8 or floating point in [0, 1], in which NaN is a missing pixel. Images that
+    come out are float32 (B, H, W, 3) on the CPU; the means of p(x_T | z, x_S) may leave [0, 1] by a little.
 
     Everything random follows from `seed` and the number of the image, which is first_index for the first one: the same
     images give the same results in batches of any size. At most `batch_size` images are computed at once.

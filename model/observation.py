@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.arrays import as_images, as_mask
 from data.errors import UserError
 from data.patches import patchify
 
@@ -66,43 +66,25 @@ class Observation:
 def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch_size: int) -> Observation:
     """An Observation from arrays.
 
-    images: torch or numpy, (B, H, W, 3), (B, H, W, 1) or (B, H, W) with H = W = image_size; uint8, or floating
-    point in [0, 1]. NaN is a missing pixel; a pixel is missing when one of its channels is. mask: bool, (B, H, W),
-    True where a pixel is known; None: everything that is not NaN.
+    images: torch or numpy, with H = W = image_size: (B, H, W, C) or (B, C, H, W) with C 1 or 3, without B for one
+    image, without C for grey ones; uint8, or floating point in [0, 1]. NaN is a missing pixel; a pixel is missing when
+    one of its channels is. mask: (B, H, W), or (H, W) for all images; bool, True where a pixel is known, or numbers, 0
+    where it is missing and 1, or 255, where it is known; None: everything that is not NaN.
 
     observed: what counts as x_S of the patches that are partly known. "all": only whole ones; the known pixels of
     the others come back untouched from every method, but the model does not see them (`dropped_pixels` counts
     them). "any": all with a known pixel, as strokes are; the rest of such a patch is what `images` has there, 0 for
     NaN, and comes back as it is.
 
-    Raises UserError for other shapes, dtypes and values.
+    Raises UserError for other shapes, dtypes and values, and for (3, H, W), which can be meant in two ways.
     """
-    images = _tensor(images)
-    if images.dim() == 3:
-        images = images[..., None]
-    if images.dim() != 4 or images.shape[3] not in (1, 3) or images.shape[1:3] != (image_size, image_size):
-        wanted = f"(B, {image_size}, {image_size}, 3), or with one channel or none"
-        raise UserError(f"images are {tuple(images.shape)}, the model needs {wanted}: resize or reshape them")
-    if images.dtype == torch.uint8:
-        images_BHWC = images.float() / 255
-    elif images.is_floating_point():
-        images_BHWC = images.float()
-    else:
-        raise UserError(f"images are {images.dtype}, the model needs uint8, or floating point in [0, 1]")
-    images_BHWC = images_BHWC.expand(-1, -1, -1, 3)
+    images_BHWC = torch.from_numpy(as_images(_array(images), image_size, "images")[0]).expand(-1, -1, -1, 3)
     seen_BHW = ~images_BHWC.isnan().any(-1)
-    known = images_BHWC[seen_BHW]
-    if known.numel() and not 0 <= known.min() <= known.max() <= 1:
-        low, high = known.min().item(), known.max().item()
-        raise UserError(
-            f"images have values from {low:.7g} to {high:.7g}: scale them to [0, 1], or clamp what leaves it by a "
-            "little; NaN is a missing pixel"
-        )
     if mask is not None:
-        mask = _tensor(mask)
-        if mask.shape != seen_BHW.shape or mask.dtype != torch.bool:
-            raise UserError(f"the mask is {mask.dtype} {tuple(mask.shape)}, not bool {tuple(seen_BHW.shape)}")
-        seen_BHW = seen_BHW & mask
+        mask_BHW = as_mask(_array(mask), image_size, "the mask")
+        if len(mask_BHW) not in (1, len(seen_BHW)):
+            raise UserError(f"{len(mask_BHW)} masks for {len(seen_BHW)} images: give one, or as many of both")
+        seen_BHW = seen_BHW & torch.from_numpy(mask_BHW.copy())
     share_BL = _known_share(seen_BHW, (image_size // patch_size) ** 2)
     if observed == "any":
         observed_BL = share_BL > 0
@@ -114,14 +96,12 @@ def observe(images, mask=None, *, observed: Rule = "all", image_size: int, patch
     return Observation(torch.where(seen_BHW[..., None], images_BHWC, 0.0), seen_BHW, share_BL == 1)
 
 
-def _tensor(values) -> Tensor:
-    """Of torch or numpy, on the CPU, outside of autograd."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    try:
-        return torch.as_tensor(np.require(values, requirements="W"))  # torch warns of memory that is read-only
-    except (TypeError, ValueError):
-        raise UserError("images and masks are arrays of numbers of one shape each: stack them in one array") from None
+def _array(values):
+    """What numpy understands, of tensors of any device and dtype as well."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
 
 
 def _known_share(seen_BHW: Tensor, patches: int) -> Tensor:

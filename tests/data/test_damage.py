@@ -65,7 +65,7 @@ def test_the_next_sound_image_of_the_shard_stands_in(folder, tmp_path):
     assert verify(tmp_path / "out") == []
     assert [image.name for image in index.replaced] == [f"train/{n:03d}.png" for n in DAMAGED]
     assert {image.reason for image in index.replaced[1::3]} == {
-        "no image in JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM format"
+        "no image in JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM, AVIF format"
     }
     assert {image.reason for image in index.replaced[2::3]} == {"No such file or directory"}
 
@@ -108,6 +108,7 @@ def test_the_log_names_ten_and_counts_the_rest(folder, tmp_path, caplog):
     prepare("folder", tmp_path / "out", source_dir=folder, **LAYOUT)
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert lines.pop(0).startswith("one class: ")
+    lines = [line for line in lines if not line.startswith("the brightest value")]
     assert lines[0].startswith("train/001.png is damaged: ")
     assert lines[0].endswith("; train image 2 stands in")
     assert len(lines) == 11

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from data.images import MAX_FILE_BYTES, DamagedImageError, decode, decode_with_alpha, has_more_frames, read_file
+from data import images
+from data.images import (
+    MAX_FILE_BYTES,
+    SUFFIXES,
+    DamagedImageError,
+    decode,
+    decode_with_alpha,
+    has_more_frames,
+    read_file,
+    resize,
+)
 
 
 def encoded(image, format="PNG", **options):
@@ -45,14 +55,22 @@ def test_webp_is_decoded():
     assert np.array_equal(decode(encoded(Image.fromarray(picture()), "WEBP", lossless=True)), picture())
 
 
-def test_jpeg_is_decoded_as_pil_does():
-    content = encoded(Image.fromarray(picture()), "JPEG")
+@pytest.mark.parametrize("format", ["AVIF", "JPEG"])
+def test_formats_with_loss_are_decoded_as_pil_does(format):
+    content = encoded(Image.fromarray(picture(64, 64)), format)
     assert np.array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_every_suffix_of_a_format_that_is_read_is_known():
+    Image.init()
+    others = {".avifs", ".pfm"}  # films, and floating point
+    known = {suffix for suffix, format in Image.EXTENSION.items() if format in images.FORMATS}
+    assert known - others == SUFFIXES
 
 
 @pytest.mark.parametrize("format", ["EPS", "ICO", "PCX"])
 def test_other_formats_are_not_opened(format):
-    with pytest.raises(DamagedImageError, match="no image in JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM format"):
+    with pytest.raises(DamagedImageError, match="no image in JPEG, PNG, GIF, BMP, TIFF, WEBP, PPM, AVIF format"):
         decode(encoded(Image.fromarray(picture()), format))
 
 
@@ -118,10 +136,10 @@ def test_pixels_without_a_known_range_are_damage(values):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_the_orientation_of_the_camera_is_applied(format, orientation):
-    """Against the definition: where row 0 and column 0 of the stored image are seen."""
-    upright = picture(4, 4)
+@pytest.mark.parametrize(("format", "height", "width"), [("PNG", 4, 7), ("PNG", 7, 4), ("WEBP", 4, 4)])
+def test_the_orientation_of_the_camera_is_applied(format, height, width, orientation):
+    """Against the definition: where row 0 and column 0 of the stored image are seen. The crop is that of upright."""
+    upright = picture(height, width)
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -136,7 +154,8 @@ def test_the_orientation_of_the_camera_is_applied(format, orientation):
     exif[0x0112] = orientation
     options = {"lossless": True} if format == "WEBP" else {}
     content = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **options)
-    assert np.array_equal(decode(content), upright)
+    top, left = (height - 4) // 2, (width - 4) // 2
+    assert np.array_equal(decode(content), upright[top : top + 4, left : left + 4])
 
 
 def test_exif_data_that_cannot_be_parsed_leaves_the_pixels():
@@ -189,6 +208,54 @@ def test_a_crop_has_its_size():
         decode(encoded(Image.fromarray(image)), 179)
 
 
+# Large images: what is converted at once is some rows, and the rest is reduced.
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_an_image_is_never_converted_as_a_whole(monkeypatch, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(picture(300, 401)).convert(mode), "TIFF", exif=exif)
+    expected = decode(content)
+    converted, plain = [], Image.Image.convert
+
+    def convert(image, *args, **options):
+        converted.append(image.height)
+        return plain(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    monkeypatch.setattr(images, "_STRIP", 7)
+    assert np.array_equal(decode(content), expected)
+    assert max(converted) == 7
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 8])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_what_is_larger_than_needed_is_reduced_to_the_same_picture(monkeypatch, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = Image.fromarray(picture(9, 9)).resize((452, 304), Image.Resampling.BICUBIC)
+    content = encoded(smooth, format, exif=exif)
+    whole = decode(content)
+    monkeypatch.setattr(images, "_MAX_SIDE", 200)
+    monkeypatch.setattr(images, "_STRIP", 50)
+    reduced = decode(content)
+    assert reduced.shape == (152, 152, 3)
+    assert np.abs(resize(reduced, 32).astype(int) - resize(whole, 32)).max() <= 3
+    colours, alpha = decode_with_alpha(content)
+    assert np.array_equal(colours, reduced)
+    assert (alpha == 255).all()
+    assert decode(content, 251).shape == (126, 126, 3)
+
+
+def test_formats_whose_decoders_take_more_memory_have_another_limit(monkeypatch):
+    monkeypatch.setitem(images._MAX_PIXELS_OF, "WEBP", 35)
+    decode(encoded(Image.fromarray(picture()), "PNG"))
+    with pytest.raises(DamagedImageError, match="more than 35 pixels"):
+        decode(encoded(Image.fromarray(picture()), "WEBP"))
+
+
 # What is damaged.
 
 
@@ -206,6 +273,20 @@ def test_no_image_is_damaged(content):
     with pytest.raises(DamagedImageError) as caught:
         decode(content)
     assert "0x" not in str(caught.value)  # an address would differ from run to run
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer .* `git lfs pull`"),
+        (b"/annex/objects/SHA256E-s9--0.png\n", "a git-annex pointer .* `git annex get`"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page instead of the file"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_named(content, reason):
+    with pytest.raises(DamagedImageError, match=reason):
+        decode(content)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (12_000, 12_000), (2**27 + 1, 1)])

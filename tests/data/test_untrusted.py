@@ -109,6 +109,7 @@ ENCODED = {
     "webp animated": _encoded("WEBP", **FRAMES),
     "ppm": _encoded("PPM"),
     "pgm": _encoded("PPM", "L"),
+    "avif": _encoded("AVIF", exif=EXIF),
 }
 
 

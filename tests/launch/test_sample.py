@@ -103,6 +103,30 @@ def test_an_export_completes_a_persons_picture(start, digits_run, tmp_path):
     assert arrays["images"][:, 0, 16:].max() > 0.2
 
 
+def test_a_hole_that_is_cut_out_of_the_mask_is_missing_as_one_of_the_image_is(called, tmp_path):
+    rgba = np.full((32, 32, 4), 255, np.uint8)
+    rgba[:16, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "hole.png")
+    np.save(tmp_path / "hole.npy", rgba[..., 3])
+    Image.new("RGB", (32, 32), "gray").save(tmp_path / "whole.png")
+    for picture, *mask in (("hole.png",), ("whole.png", "hole.png"), ("whole.png", "hole.npy")):
+        masks = [argument for name in mask for argument in ("--mask", tmp_path / name)]
+        called("inpaint", "--images", tmp_path / picture, *masks, "--draws", "1")
+        seen_BHW = np.load(tmp_path / "inpaint.npz")["seen"]
+        assert not seen_BHW[0, :16].any()
+        assert seen_BHW[0, 16:].all()
+
+
+def test_an_array_of_two_meanings_is_refused_and_of_one_said(called, tmp_path, caplog):
+    array = np.random.default_rng(0).random((3, 32, 32))
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(UserError, match=r"x.npy: shape \(3, 32, 32\) can be 3 grey images or 1 colour image"):
+        called("reconstruct", "--images", tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", array[None])
+    called("reconstruct", "--images", tmp_path / "x.npy")
+    assert "x.npy: taken as 1 colour image (N, C, H, W) of float64, 1 is white" in caplog.text
+
+
 def test_dropped_pixels_are_said(called, tmp_path, capsys):
     mask = np.full((32, 32), 255, np.uint8)
     mask[20:] = 0

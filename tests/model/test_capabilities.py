@@ -232,7 +232,7 @@ def test_sensitivities_and_interpolation(vae, digits):
 
 def test_strokes_guide_what_is_generated(vae, digits):
     """A thin line through the image is known: "any" uses its patches, "all" none."""
-    strokes = torch.full((3, 32, 32), torch.nan)
+    strokes = torch.full((3, 32, 32, 1), torch.nan)
     strokes[:, 4:28, 16] = 1.0
     guided = vae.inpaint(vae.observe(strokes, observed="any"), draws=2)
     assert vae.observe(strokes).observed_BL.sum() == 0

@@ -43,8 +43,20 @@ def test_any_takes_every_patch_with_a_known_pixel():
 def test_forms_of_the_same_images_give_the_same():
     grey = (images()[..., 0] * 255).byte()
     expected = observe(grey.float() / 255, **SIZES).images_BHWC
-    for form in (grey, grey.numpy(), grey[..., None], grey[..., None].expand(-1, -1, -1, 3), (grey / 255.0).double()):
+    colour = grey[..., None].expand(-1, -1, -1, 3)
+    for form in (grey, grey.numpy(), grey[..., None], colour, colour.permute(0, 3, 1, 2), (grey / 255.0).double()):
         torch.testing.assert_close(observe(form, **SIZES).images_BHWC, expected)
+    for form in (grey[0], colour[0], grey[0].numpy()):
+        torch.testing.assert_close(observe(form, **SIZES).images_BHWC, expected[:1])
+    torch.testing.assert_close(observe((grey / 255.0).bfloat16(), **SIZES).images_BHWC, expected, atol=4e-3, rtol=0)
+
+
+def test_one_mask_is_for_all_images_and_many_for_one_each():
+    known_BHW = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    for mask in (known_BHW, known_BHW.numpy(), known_BHW.float(), known_BHW.byte() * 255, known_BHW[:, None]):
+        assert torch.equal(observe(images(), mask, **SIZES).seen_BHW, known_BHW)
+    for mask in (known_BHW[0], known_BHW[:1], known_BHW[0].numpy().astype(int)):
+        assert torch.equal(observe(images(), mask, **SIZES).seen_BHW, known_BHW[:1].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +65,7 @@ def test_forms_of_the_same_images_give_the_same():
         (np.zeros((2, 9, 8, 3), np.float32), "resize or reshape"),
         (np.zeros((2, 8, 8, 4), np.float32), "resize or reshape"),
         (np.zeros((2, 8, 8, 3), np.int64), "int64"),
+        (np.zeros((3, 8, 8), np.float32), "3 grey images or 1 colour image"),
         (np.full((2, 8, 8, 3), 7.0), r"scale them to \[0, 1\]"),
         (np.full((2, 8, 8, 3), np.inf), r"scale them to \[0, 1\]"),
     ],
@@ -63,10 +76,12 @@ def test_what_is_no_image_is_refused(x, cause):
 
 
 def test_a_mask_of_another_form_is_refused():
-    with pytest.raises(UserError, match="not bool"):
-        observe(images(), np.ones((2, 8, 8)), **SIZES)
-    with pytest.raises(UserError, match="not bool"):
+    with pytest.raises(UserError, match="the mask: give bool"):
+        observe(images(), np.full((2, 8, 8), 0.5), **SIZES)
+    with pytest.raises(UserError, match="the mask: shape"):
         observe(images(), np.ones((2, 4, 8), bool), **SIZES)
+    with pytest.raises(UserError, match="3 masks for 2 images"):
+        observe(images(), np.ones((3, 8, 8), bool), **SIZES)
     with pytest.raises(UserError, match="'all' or 'any'"):
         observe(images(), observed="some", **SIZES)
 
