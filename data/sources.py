@@ -7,7 +7,6 @@ import http.client
 import math
 import os
 import struct
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from data.celeba import CelebA
 from data.errors import UserError
+from data.files import aside_of
 from data.folder import Folder
 from data.samples import Samples, Source
 
@@ -174,8 +174,9 @@ def _download(url: str, path: Path, md5: str, progress: bool) -> None:
     with ExitStack() as stack:
         answer = stack.enter_context(urllib.request.urlopen(url, timeout=_TIMEOUT_S))
         length = int(answer.headers.get("Content-Length") or 0)
-        file = stack.enter_context(tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False))
-        stack.callback(Path(file.name).unlink, missing_ok=True)
+        aside = aside_of(path)
+        stack.callback(aside.unlink, missing_ok=True)
+        file = stack.enter_context(aside.open("wb"))
         shown = None if progress else True  # None: on a terminal
         bar = stack.enter_context(tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, disable=shown))
         while chunk := answer.read(2**16):
@@ -190,7 +191,7 @@ def _download(url: str, path: Path, md5: str, progress: bool) -> None:
             raise _WrongFileError(f"md5 {digest.hexdigest()} instead of {md5}")
         file.flush()
         os.fsync(file.fileno())
-        os.replace(file.name, path)
+        os.replace(aside, path)
 
 
 MNIST = IdxSource(

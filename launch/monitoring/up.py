@@ -61,7 +61,10 @@ def main(arguments: list[str]) -> int:
     try:
         for folder in (state, options.targets):
             folder.mkdir(parents=True, exist_ok=True)
-        (state / "prometheus.yml").write_text(_prometheus_config(options, ports))
+        config = state / "prometheus.yml"
+        if config.exists() and "biglearn" not in config.read_text(errors="replace"):
+            raise UserError(f"{config} is of another Prometheus: choose another --state")
+        config.write_text(_prometheus_config(options, ports))
     except OSError as error:
         raise UserError(f"{state} cannot be written ({error.strerror}): choose another --state") from None
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
