@@ -2,17 +2,16 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.errors import UserError
 from data.index import refuse_url
+from data.section import Section
 from data.sources import SOURCES
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Which images are read, from where and how they are cut into tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Name of the data set: a key of SOURCES in data.sources.
     source: str

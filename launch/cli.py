@@ -27,7 +27,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     open_streams()
     end_with_launchers()
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [_with_home(argument) for argument in sys.argv[1:] if argument != "--debug"]
     try:
         _leave(main(arguments) or 0)
     except UserError as error:
@@ -41,6 +41,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         _leave(130)
+
+
+def _with_home(argument: str) -> str:
+    """`--out=~/x` as `--out ~/x`, in which a shell has put the home already."""
+    name, equals, value = argument.partition("=")
+    return name + equals + os.path.expanduser(value) if name.startswith("--") and value.startswith("~") else argument
 
 
 def _leave(code: int) -> NoReturn:

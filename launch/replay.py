@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     directory = RunDirectory(arguments.run)
     if not directory.config.exists():
         raise UserError(f"{arguments.run} holds no run: give the run_dir of one with --run")
-    config = load_config(directory.config, [*arguments.overrides, f"run_dir={json.dumps(arguments.run)}"])
+    config = load_config(directory.config, [*arguments.overrides, f"run_dir={arguments.run}"])
     if not 1 <= arguments.step <= config.steps:
         raise UserError(f"the run has the steps 1 to {config.steps:,}: --step {arguments.step} is none of them")
     with joined_world(config.engine.device) as world:

@@ -9,9 +9,10 @@ Three methods share one code and, by construction, one parameter count:
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from data.section import Section
 from model.attention import decode_allowed, encode_allowed
 from model.timm_layers import Mlp, build_sincos2d_pos_embed
 from model.transformer import Trunk
@@ -21,7 +22,7 @@ INITIAL_LOGVAR = -4.0
 Method = Literal["vae", "biglearn_t", "biglearn_u"]
 
 
-class ModelConfig(BaseModel, extra="forbid", frozen=True):
+class ModelConfig(Section):
     """Sizes of the transformer. `biglearn_u` has one trunk of encoder_depth + decoder_depth layers."""
 
     embed_dim: int = Field(128, gt=0)

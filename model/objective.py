@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
+from data.section import Section
 from model.biglearn import BigLearnModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
+class ObjectiveConfig(Section):
     """What is maximised, and how S and T are drawn (Algorithm 1)."""
 
     beta: float = Field(0.01, ge=0, allow_inf_nan=False)  # weight of the KL

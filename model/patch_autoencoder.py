@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
+
+from data.section import Section
 
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25  # about those of photographs
 _GAIN = 1.6  # between that of a linear layer and that of one behind a SiLU
@@ -13,7 +15,7 @@ _GAIN = 1.6  # between that of a linear layer and that of one behind a SiLU
 _PORTION = {"cpu": 256, "cuda": 16_384}
 
 
-class PatchAEConfig(BaseModel, extra="forbid", frozen=True):
+class PatchAEConfig(Section):
     """How stage 1 uses an image: a patch costs about 0.2 GFLOP to train, so a step need not take all of them."""
 
     patches_per_image: int = Field(16, gt=0)  # drawn anew each time an image comes; at most those that it has

@@ -26,13 +26,14 @@ from torch import Tensor
 
 from data.errors import UserError
 from data.files import sync_directory, write_aside
+from data.section import Section
 
 FORMAT = 2
 FILES = {"weights": ("weights",), "ema": ("ema",), "optimizer": ("exp_avg", "exp_avg_sq")}  # the kinds in each
 _JSON_BYTES = 2**24  # no state.json or manifest.json of ours is longer
 
 
-class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
+class CheckpointConfig(Section):
     """When a checkpoint is written, and which ones stay. There is always one at the end."""
 
     every_images: int = Field(0, ge=0)  # 0: only at the end

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from data.config import DataConfig
 from data.errors import UserError
+from data.section import Section
 from model.biglearn import ModelConfig
 from model.objective import ObjectiveConfig
 from model.packed import TRITON_HEAD_WIDTHS
@@ -18,9 +19,10 @@ from trainer.engine import EngineConfig
 from trainer.evaluation import EvaluateConfig
 from trainer.metrics import MetricsConfig
 from trainer.optimizer import OptimizerConfig, ScheduleConfig
+from trainer.values import is_null, override, read_mapping, typed
 
 
-class TrainConfig(BaseModel, extra="forbid", frozen=True):
+class TrainConfig(Section):
     """How long and in what portions. Lengths and intervals are in images; 0 switches an interval off."""
 
     batch_size: int = Field(128, gt=0)  # global: of all ranks and accumulation steps together
@@ -31,7 +33,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     max_skipped_steps: int = Field(5, gt=0)  # so many in a row that are not finite end the run
 
 
-class Config(BaseModel, extra="forbid", frozen=True):
+class Config(Section):
     """One experiment. Each section is owned, and documented, by the module that uses it."""
 
     method: Literal["vae", "biglearn_t", "biglearn_u", "patch_ae"] = "biglearn_u"
@@ -104,32 +106,30 @@ class Config(BaseModel, extra="forbid", frozen=True):
         return batch // shares
 
 
-_CONFIG_BYTES = 2**20
-
-
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The checked configuration of a YAML file; overrides are "section.key=value" with YAML values.
+    """The checked configuration of a YAML file; overrides are "section.key=value".
 
-    Raises UserError, one line with the cause and the mend, for anything that is not right.
+    How values are written: see `trainer.values`. Raises UserError, one line with the cause and the mend, for anything
+    that is not right.
     """
     values = _read(Path(path), seen=())
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
-        if not equals or not dotted:
-            raise UserError(f"{override!r} is no override; write section.key=value, as train.batch_size=64")
-        _set(values, dotted.split("."), parse_yaml(text, f"override {dotted}"), override)
+    for text in overrides:
+        override(values, text, Config)
     stage_1, data = values.get("stage_1"), values.get("data")
-    if isinstance(stage_1, str) and Path(stage_1).resolve() == Path(path).resolve():
+    has_stage_1 = isinstance(stage_1, str) and not is_null(stage_1)
+    if has_stage_1 and Path(stage_1).resolve() == Path(path).resolve():
         raise UserError(f"{path} names itself as stage_1: name the configuration of its PatchAE")
-    if isinstance(stage_1, str) and isinstance(data, dict) and "patch_autoencoder" not in data:
+    if has_stage_1 and isinstance(data, dict) and "patch_autoencoder" not in data:
         data["patch_autoencoder"] = load_config(stage_1).run_dir
     values.setdefault(
         "run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}"
     )
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(typed(values, Config))
     except ValidationError as error:
         raise UserError(f"{path}: {_first_fault(error)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -148,59 +148,26 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself; remove one of the extends lines")
     values = read_mapping(path, "a configuration", "configs/")
-    if isinstance(values.get("stage_1"), str):
-        values["stage_1"] = str((path.parent / values["stage_1"]).resolve())
+    if isinstance(stage_1 := values.get("stage_1"), str) and not is_null(stage_1):
+        values["stage_1"] = str((path.parent / Path(stage_1).expanduser()).resolve())
     parent = values.pop("extends", None)
-    if parent is None:
+    if parent is None or is_null(parent):
         return values
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends names one YAML file, relative to this one")
-    return _merge(_read(path.parent / parent, (*seen, path.resolve())), values)
-
-
-def read_mapping(path: Path, what: str, examples: str, loader: type = yaml.SafeLoader) -> dict:
-    """The keys and values of a YAML file. what, examples: for the UserError when it is none."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; {what} is one of YAML, see {examples} for examples")
-        if path.stat().st_size > _CONFIG_BYTES:
-            raise UserError(f"{path} has more than {_CONFIG_BYTES:,} bytes; {what} is a short YAML file")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        fault = f"{path} cannot be read ({error.strerror})"
-        raise UserError(f"{fault}: {what} is a YAML file, see {examples} for examples") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; {what} is YAML") from None
-    values = parse_yaml(text, str(path), loader)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: {what} is a mapping; see {examples} for examples")
-    return values
-
-
-def parse_yaml(text: str, where: str, loader: type = yaml.SafeLoader):
-    """UserError that names `where` when the text is no YAML."""
-    try:
-        return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}: not valid YAML{line}; check the indentation and the colons") from None
+    return _merge(_read(path.parent / Path(parent).expanduser(), (*seen, path.resolve())), values)
 
 
 def _merge(base: dict, changes: dict) -> dict:
+    """A section whose every key is commented out changes nothing."""
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        is_section = isinstance(merged.get(key), dict)
+        if is_section and isinstance(value, dict):
+            merged[key] = _merge(merged[key], value)
+        elif not (is_section and is_null(value)):
+            merged[key] = value
     return merged
-
-
-def _set(values: dict, keys: list[str], value, override: str) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise UserError(f"{override!r}: {key} is a value, not a section")
-    values[keys[-1]] = value
 
 
 def _first_fault(error: ValidationError) -> str:

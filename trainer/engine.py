@@ -9,15 +9,16 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from data.batch import Batch
+from data.section import Section
 from model.masks import Plan
 from trainer.world import World
 
 
-class EngineConfig(BaseModel, extra="forbid", frozen=True):
+class EngineConfig(Section):
     """deepspeed: many GPUs and nodes, ZeRO. accelerate: a laptop or one GPU, DDP for several."""
 
     name: Literal["deepspeed", "accelerate"] = "deepspeed"

@@ -2,15 +2,16 @@
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from data.section import Section
 from data.stream import Stream
 from trainer.metrics import progress
 from trainer.world import World
 
 
-class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
+class EvaluateConfig(Section):
     """When and on how many test images. There is always an evaluation before the first step and after the last."""
 
     every_images: int = Field(0, ge=0)

@@ -13,6 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry, ProcessCollector, push_to_gateway, start_http_server
 from torch import nn
 
+from data.errors import printable
 from data.files import make_folder, write_aside
 from model.cost import measure_cost
 from trainer.build import meta_task
@@ -118,7 +119,7 @@ def make_exporter(
 
     spent: seconds of training until there, and the same times the ranks that there were.
     """
-    name = f"{run.path.resolve().name}-{run.read_id()[:6]}"  # stays the same when it is started again
+    name = f"{printable(run.path.resolve().name)}-{run.read_id()[:6]}"  # stays the same when it is started again
     labels = {"run": name, "model": config.method, "dataset": config.data.source, "rank": str(world.rank)}
     labels |= {"start": str(run.starts)}  # series of their own: what is made again would look like a counter's reset
     labels |= {"slurm_job_id": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}

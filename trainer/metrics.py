@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
 from data.errors import NonFiniteError
 from data.files import write_aside
+from data.section import Section
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ REGISTRY = {
 }
 
 
-class MetricsConfig(BaseModel, extra="forbid", frozen=True):
+class MetricsConfig(Section):
     """Recording."""
 
     steps_late: int = Field(4, ge=0)  # terms are read from the device so many steps later: no step waits for them

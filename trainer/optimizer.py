@@ -4,11 +4,13 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from data.section import Section
 
-class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
+
+class OptimizerConfig(Section):
     """AdamW as in the paper's appendix, and the EMA of the weights that evaluation uses."""
 
     learning_rate: float = Field(1e-4, gt=0)
@@ -20,7 +22,7 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
     ema_rampup: float = Field(0.05, gt=0)  # the half-life is at most this share of the images seen so far
 
 
-class ScheduleConfig(BaseModel, extra="forbid", frozen=True):
+class ScheduleConfig(Section):
     """The learning rate rises linearly over warmup_images, then stays or falls along a cosine to final_share of it."""
 
     name: Literal["constant", "cosine"] = "constant"

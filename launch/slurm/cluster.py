@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from data.errors import UserError
-from trainer.config import parse_yaml, read_mapping
+from trainer.values import override, read_mapping, typed
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n\r]*$")]  # what becomes one line of a script
 
@@ -45,16 +44,15 @@ class Profile(BaseModel, extra="forbid", frozen=True):
 
 def load_profile(path: str | None, overrides: Sequence[str] = ()) -> Profile:
     """The profile of a file, None for all defaults; overrides as "partition=debug". UserError for what is not right."""
-    # Scalars stay as they are written: 1:30:00 is a time here, and not 5400.
-    of_file = {"what": "a profile", "examples": "configs/clusters/", "loader": yaml.BaseLoader}
-    values = read_mapping(Path(path), **of_file) if path else {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} is no override; write slurm.key=value, as slurm.partition=debug")
-        values[key] = parse_yaml(text, f"override slurm.{key}", yaml.BaseLoader)
+    values = read_mapping(Path(path), "a profile", "configs/clusters/") if path else {}
+    for text in overrides:
+        if "=" not in text:
+            raise UserError(f"{text!r} is no override; write slurm.key=value, as slurm.partition=debug")
+        override(values, text, Profile, prefix="slurm.")
     try:
-        return Profile.model_validate(values)
+        return Profile.model_validate(typed(values, Profile))
+    except UserError as error:
+        raise UserError(f"{path or 'slurm'}: {error}") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from data.errors import UserError
-from trainer.config import Config, load_config, read_mapping
+from trainer.config import Config, load_config
+from trainer.values import read_mapping, typed
 
 
 class Sweep(BaseModel, extra="forbid", frozen=True):
@@ -15,7 +16,7 @@ class Sweep(BaseModel, extra="forbid", frozen=True):
 
     run_dir: str
     configs: tuple[str, ...] = Field(min_length=1)
-    values: dict[str, tuple[str | int | float | bool | None, ...]] = {}
+    values: dict[str, tuple[str, ...]] = {}
 
 
 def load_sweep(path: Path, overrides: Sequence[str]) -> tuple[Path, list[Config]]:
@@ -24,16 +25,16 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> tuple[Path, list[Config]
     overrides: of every run; run_dir= moves the sweep. Raises UserError.
     """
     try:
-        sweep = Sweep.model_validate(read_mapping(path, "a sweep", "configs/sweeps/"))
+        sweep = Sweep.model_validate(typed(read_mapping(path, "a sweep", "configs/sweeps/"), Sweep))
     except ValidationError as error:
         fault = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
     moved = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
-    base = Path(moved[-1] if moved else sweep.run_dir)
+    base = Path(moved[-1] if moved else sweep.run_dir).expanduser()
     of_all = [text for text in overrides if not text.startswith("run_dir=")]
     configs = []
     for file, *chosen in itertools.product(sweep.configs, *sweep.values.values()):
-        pairs = [f"{key}={'null' if value is None else value}" for key, value in zip(sweep.values, chosen, strict=True)]
+        pairs = [f"{key}={value}" for key, value in zip(sweep.values, chosen, strict=True)]
         name = "-".join([Path(file).stem, *pairs]).replace("/", "_")
         configs.append(load_config(path.parent / file, [*pairs, *of_all, f"run_dir={base / name}"]))
     places = [config.run_dir for config in configs]

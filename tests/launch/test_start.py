@@ -48,3 +48,9 @@ def test_freed_memory_is_used_again(root):
 def test_one_process_takes_the_threads_that_torch_has_set_up(root):
     """torch.set_num_threads makes MKL open threads inside torch's own, which halves the speed of attention."""
     assert run(root, WORLD_OF_ONE) == [str(len(os.sched_getaffinity(0)))]
+
+
+def test_a_tilde_behind_an_option_is_the_home(start, tmp_path):
+    done = start("python", "launch/prepare.py", "digits", "--out=~/shards", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shards/index.json").exists()
