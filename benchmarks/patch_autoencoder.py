@@ -27,7 +27,7 @@ from tqdm import trange
 from benchmarks.machine import machine
 from data.patches import unpatchify
 from data.stream import Stream
-from launch.cli import find_device, run, whole_number
+from launch.cli import Parser, find_device, run, whole_number
 from model.codec import codes_of
 from trainer.build import open_index, open_stream
 from trainer.checkpoint import newest_whole
@@ -42,7 +42,7 @@ Codec = Callable[[Tensor], Tensor]  # patches (N, 768) to patches
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         prog="benchmarks/patch_autoencoder.py",

@@ -16,7 +16,7 @@ import io
 import json
 
 from data.errors import UserError
-from launch.cli import run, show_warnings, whole_number
+from launch.cli import Parser, run, seed, show_warnings, whole_number
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ examples:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     add("--draws", type=whole_number, metavar="K", default=4, help="completions of an image; default: %(default)s")
     probed = "training images of the linear probes; default: %(default)s"
     add("--probe-images", type=whole_number, metavar="N", default=10_000, help=probed)
-    add("--seed", type=int, default=0, help="of masks and draws; default: %(default)s")
+    add("--seed", type=seed, default=0, help="of masks and draws; default: %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)

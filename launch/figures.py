@@ -16,7 +16,7 @@ from functools import partial
 
 from data.errors import UserError
 from data.files import write_aside
-from launch.cli import find_device, run, show_warnings, whole_number
+from launch.cli import Parser, find_device, run, seed, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 
@@ -31,8 +31,8 @@ two runs. A joint VAE as --run has figures 9 and 13 alone.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/figures.py",
         description=__doc__,
         epilog=EXAMPLES,
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", metavar="PATH", help="another run's directory, for figure 13: that of the joint VAE")
     add("--figures", nargs="+", choices=NUMBERS, metavar="N", help=f"of {', '.join(NUMBERS)}; default: all that can be")
     add("--out", metavar="DIR", help="default: reports/figures in the run's directory")
-    add("--seed", type=int, default=0, help="of all draws; default: %(default)s")
+    add("--seed", type=seed, default=0, help="of all draws; default: %(default)s")
     add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     add(
         "--images",

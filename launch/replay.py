@@ -11,7 +11,7 @@ import json
 import math
 
 from data.errors import UserError
-from launch.cli import run, show_warnings
+from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 example:
@@ -24,7 +24,7 @@ _SHOWN = 10  # of the images and parameters, the worst ones
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="the directory of the run")
