@@ -267,9 +267,7 @@ def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> l
 
 
 def main() -> None:
-    parser = Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
