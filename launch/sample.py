@@ -54,6 +54,7 @@ def _parser() -> Parser:
         if images:
             add("--images", nargs="+", metavar="PATH", help="image files, folders of them, .npy arrays")
             add("--test", type=whole_number, metavar="N", help="instead: N test images of the model's data set")
+            add("--shards", metavar="DIR", help="of --test: the folder of the data set; default: as in training")
             add("--mask", metavar="FILE", help="an image, black where nothing is known")
             add("--hide", choices=KINDS, help="take patches away, in this shape")
             add(

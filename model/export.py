@@ -37,6 +37,7 @@ class Description(BaseModel, extra="forbid", frozen=True):
     objective: ObjectiveConfig
     seed: int
     images: int = Field(ge=0)  # it was trained on so many
+    data_checksum: str | None = None  # of the index of these images, where it is known
 
     def build(self, weights: dict[str, Tensor]) -> BigLearnModel:
         """The model with these weights, on the CPU, not to be trained. UserError that names what does not fit."""

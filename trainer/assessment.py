@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.config import DataConfig
+from data.index import Index
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.masks import KINDS, observed_of_kind
 from model.task import BigLearnTask
-from trainer.build import open_index, open_stream
+from trainer.build import open_stream
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.inpainting import References, fillers, scores
 from trainer.metrics import progress
@@ -48,11 +50,9 @@ class Extent:
     seed: int = 0
 
 
-def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
-    """The report, on all ranks. Collective. UserError where the data set is not there."""
+def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> dict:
+    """The report, on all ranks. Collective. data, index: the images, as `trainer.model_data.open_images` finds them."""
     with world.agreed():
-        data = vae.description.data
-        index = open_index(data)
         train, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
         tokens = open_stream(data, index, "test", None, world.device, vae.codec) if vae.codec else test
     description = vae.description

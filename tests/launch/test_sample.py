@@ -155,7 +155,7 @@ def test_dropped_pixels_are_said(called, tmp_path, capsys):
         (("generate", "--model", "nowhere"), "holds no run, no checkpoint and no export"),
         (("reconstruct",), "Give --images PATH"),
         (("reconstruct", "--test", "2", "--images", "x.png"), "give one of them"),
-        (("reconstruct", "--test", "99999"), "360 test images"),
+        (("reconstruct", "--test", "99999"), "360 are there"),
         (("reconstruct", "--images", "nowhere.png"), "does not exist"),
         (("reconstruct", "--test", "2", "--hide", "half"), "needs whole images"),
         (("decode", "--codes", "README.md"), "holds no codes"),
