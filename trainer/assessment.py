@@ -88,10 +88,10 @@ def _gathered(world: World, parts: list[Tensor]) -> Tensor:
     return torch.cat([part for of_rank in world.gather(parts) for part in of_rank])
 
 
-def _mean(value_B: Tensor) -> dict[str, float]:
-    """Mean and standard error."""
+def _mean(value_B: Tensor) -> dict[str, float | None]:
+    """Mean and standard error, which a single value has not."""
     value_B = value_B.double()
-    error = value_B.std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else 0.0
+    error = value_B.std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else None
     return {"mean": value_B.mean().item(), "standard_error": error}
 
 
