@@ -133,6 +133,12 @@ def test_a_probe_tells_what_its_features_tell():
     assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:], pca=1) < 0.6  # the largest part is noise
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_probe_of_images_that_are_all_alike_guesses():
+    same, label_N = np.ones((4, 6)), np.array([0, 1, 0, 1])
+    assert accuracy(same, label_N, same, label_N) == accuracy(same, label_N, same, label_N, pca=2) == 0.5
+
+
 def test_features_of_pixels_have_the_mean_where_nothing_is_known(vae):
     x = images(2)[..., :1].expand(-1, -1, -1, 3)
     features = features_of(vae, torch.full((32, 32, 3), 0.25))
