@@ -26,6 +26,16 @@ def write_aside(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there. OSError that says what is in its place."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        what = f"a link to {os.readlink(place)}, which is not there" if place.is_symlink() else "not a folder"
+        raise NotADirectoryError(error.errno, what, str(place)) from None
+
+
 def sync_directory(path: Path) -> None:
     """Make renames in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)

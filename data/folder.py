@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -10,9 +12,13 @@ import numpy as np
 
 from data.errors import UserError, printable
 from data.images import SUFFIXES
+from data.layout import Split, find_classes, find_splits
 from data.samples import ImageFiles, Samples
+from data.walk import ARCHIVE, find_files
 
 log = logging.getLogger(__name__)
+
+_NAMED = 5  # classes that the log names
 
 
 class Folder:
@@ -26,102 +32,87 @@ class Folder:
     image_files = True
 
     def load(self, folder: Path | None, progress: bool = False) -> dict[str, Samples]:
-        """The splits are the sub-folders train, test and, if there, val; without them a tenth is for testing.
+        """The splits are the folders that are named so (`find_splits`); without any for testing, a tenth of train is.
 
-        The label of an image is the number of its class, a folder right below the split, in the order of names;
-        it is 0 for all when any image lies in no such folder.
+        The label of an image is the number of its class, a folder below the split (`find_classes`), in the order of
+        names. The log says what became of the folders.
         """
         if folder is None:
             raise UserError("which folder? Give the folder of the images with --source DIR")
-        names, ignored = _walk(folder)
-        if all((folder / split).is_dir() for split in ("train", "test")):
-            splits, outside = _named_splits(folder, names)
-            ignored += outside
-        else:
-            splits = _hashed_splits(folder, names)
-        if ignored:
-            log.info(
-                "ignored what is no image or in no split: %d files or links, first %s",
-                len(ignored),
-                printable(min(ignored)),
-            )
-        labels, classes = _labels({name: inner for split in splits.values() for name, inner in split.items()})
+        names = _find_images(folder)
+        splits = find_splits(folder, names)
+        outside = set(names).difference(*splits.values())
+        _tell(logging.WARNING, "images left over, which lie in none of the splits", sorted(outside))
+        class_of, loose = find_classes(splits)  # before a tenth is taken, which may lie in one folder by chance
+        if "test" not in splits:
+            splits = _hashed_splits(folder, splits["train"])
+        _tell_classes(splits, class_of, loose)
+        number_of = {name: number for number, name in enumerate(sorted(set(class_of.values())))}
         return {
             split: Samples.from_files(
                 ImageFiles(folder, tuple(inner_of)),
-                np.array([labels[name] for name in inner_of], np.int64),
-                classes,
+                np.array([number_of[class_of[name]] if class_of else 0 for name in inner_of], np.int64),
+                len(number_of) or 1,
                 progress,
             )
             for split, inner_of in splits.items()
         }
 
 
-def _walk(folder: Path) -> tuple[list[str], list[str]]:
-    """The images and the other files below a folder, sorted, relative to it. Hidden ones are left out.
-
-    Links to folders are not followed: they could lead out or around in circles.
-    """
-    images, others, pending = [], [], [""]
-    while pending:
-        below = pending.pop()
-        try:
-            with os.scandir(folder / below) as entries:
-                for entry in entries:
-                    name = below + entry.name
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(f"{name}/")
-                    elif PurePosixPath(entry.name).suffix.lower() in SUFFIXES and not os.path.isdir(entry.path):
-                        images.append(name)
-                    else:
-                        others.append(name)
-        except OSError as error:
-            raise UserError(f"{folder / below} cannot be read: {error.strerror}") from None
+def _find_images(folder: Path) -> list[str]:
+    """The names of the images, sorted, relative to the folder. The log says what else there is."""
+    found = find_files(folder)
+    images = [name for name in found.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    others = sorted(set(found.names).difference(images, found.broken))
+    _tell(logging.INFO, "files that are no images, left out", others)
+    _tell(logging.WARNING, "links that lead to nothing", sorted(set(found.broken).difference(images)))
+    _tell(
+        logging.WARNING, "links not followed, because they lead back or to a folder that is read already", found.circles
+    )
     if not images:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): give another folder with --source")
-    return sorted(images), sorted(others)
+        packed = next((name for name in others if ARCHIVE.search(name)), None)
+        mend = f"unpack {printable(packed)}" if packed else "give another folder with --source"
+        if "index.json" in others:
+            mend = "it is prepared already, set data.shards to it"
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): {mend}")
+    return images
 
 
-# A split maps the name of each image to its path below the folder of the split.
-_Split = dict[str, str]
+def _tell(level: int, what: str, names: Sequence[str]) -> None:
+    if names:
+        log.log(level, "%s: %s, first %s", what, f"{len(names):,}", printable(names[0]))
 
 
-def _named_splits(folder: Path, names: list[str]) -> tuple[dict[str, _Split], list[str]]:
-    """The splits train, val and test, and the images that lie outside of them."""
-    splits: dict[str, _Split] = {split: {} for split in ("train", "val", "test") if (folder / split).is_dir()}
-    outside = []
-    for name in names:
-        first, _, inner = name.partition("/")
-        if first in splits and inner:
-            splits[first][name] = inner
-        else:
-            outside.append(name)
-    for split, members in splits.items():
-        if not members:
-            raise UserError(f"{folder / split} holds no images: add some, or give another folder with --source")
-    return splits, outside
-
-
-def _hashed_splits(folder: Path, names: list[str]) -> dict[str, _Split]:
+def _hashed_splits(folder: Path, inner_of: Split) -> dict[str, Split]:
     """A tenth of the images for testing, by their names: more images leave the split of the others as it was."""
-    if len(names) < 2:
+    if len(inner_of) < 2:
         raise UserError(f"{folder} holds one image, two are needed, for training and for testing: add some")
-    hash_of = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) for name in names}
-    test = {name for name in names if hash_of[name] % 10 == 0} or {min(names, key=hash_of.get)}
-    if len(test) == len(names):
-        test.remove(max(names, key=hash_of.get))
+    hash_of = {name: int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) for name in inner_of}
+    test = {name for name in inner_of if hash_of[name] % 10 == 0} or {min(inner_of, key=hash_of.get)}
+    if len(test) == len(inner_of):
+        test.remove(max(inner_of, key=hash_of.get))
     return {
-        "train": {name: name for name in names if name not in test},
-        "test": {name: name for name in names if name in test},
+        "train": {name: inner for name, inner in inner_of.items() if name not in test},
+        "test": {name: inner for name, inner in inner_of.items() if name in test},
     }
 
 
-def _labels(inner_of: _Split) -> tuple[dict[str, int], int]:
-    """The label of each image, and the number of classes."""
-    if not all("/" in inner for inner in inner_of.values()):
-        return dict.fromkeys(inner_of, 0), 1
-    class_of = {name: inner.partition("/")[0] for name, inner in inner_of.items()}
-    number_of = {name: number for number, name in enumerate(sorted(set(class_of.values())))}
-    return {name: number_of[class_of[name]] for name in inner_of}, len(number_of)
+def _tell_classes(splits: dict[str, Split], class_of: dict[str, str], loose: str | None) -> None:
+    """Which folders are the classes. loose: an image that lies beside folders but in none."""
+    images_of = Counter(class_of.values())
+    if len(images_of) < 2:
+        why = "the images lie in no folders of classes"
+        if loose:
+            why = f"{printable(loose)} lies in no folder that could be its class, as others do"
+        elif images_of:
+            why = f"all images lie in the folder {printable(min(images_of))}"
+        log.warning("one class: %s", why)
+        return
+    names = sorted(images_of)
+    shown = [
+        f"{number} is {printable(name)} ({images_of[name]:,} images)" for number, name in enumerate(names[:_NAMED])
+    ]
+    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    log.info("%s classes, by their folders: %s%s", f"{len(names):,}", ", ".join(shown), more)
+    learned = {class_of[name] for name in splits["train"]}
+    _tell(logging.WARNING, "classes without training images", [name for name in names if name not in learned])

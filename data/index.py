@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data.errors import UserError, printable
 from data.sources import SOURCES
+from data.walk import ARCHIVE
 
 INDEX_NAME = "index.json"
 HEADER_BYTES = 4096  # no .npy header of ours is longer
@@ -236,12 +237,26 @@ def sidecar_path(shard: Path) -> Path:
 
 
 def refuse_url(folder: Path | str) -> None:
-    """UserError if this is no path but what other readers of shards would fetch or, worse, run."""
+    """UserError if this can be no folder: an address, which other readers of shards would fetch or, worse, run; an
+    archive or a pattern of archives, if no folder is called so; any other file."""
+    shown, path = printable(str(folder)), Path(folder)
     if re.match(r"pipe:|[a-z][a-z0-9+.-]*://", str(folder), re.IGNORECASE):
         raise UserError(
-            f"shards are read from a folder; {printable(str(folder))} is none: copy them to a disk, or mount what"
-            " holds them, and give the path"
+            f"shards are read from a folder; {shown} is none: copy them to a disk, or mount what holds them, and"
+            " give the path"
         )
+    is_archive = ARCHIVE.search(path.name)
+    if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):
+        return
+    what, mend = "a file", "give the folder that holds it, or another one"
+    if is_archive:
+        what = "a pattern of archives" if re.search(r"[{*?\[]|::", str(path)) else "an archive"
+        mend = (
+            f"of prepared shards give the folder that holds {INDEX_NAME}; unpack other archives, and give that folder"
+        )
+    if os.path.isfile(path.parent / INDEX_NAME):
+        mend = f"give the one with {INDEX_NAME}, {printable(str(path.parent))}"
+    raise UserError(f"{shown} is {what}, not a folder: {mend}")
 
 
 def read_index(root: Path | str, command: Callable[..., str] | None = None) -> Index:

@@ -1,12 +1,14 @@
 """Shards as files: plain tar files of records, written completely or not at all, and the folder they lie in."""
 
+import errno
 import hashlib
+import json
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +16,31 @@ from pydantic import ValidationError
 from webdataset import TarWriter
 
 from data import records
-from data.errors import UserError
-from data.files import aside_of, lock, write_aside
-from data.index import Member, Moments, Recipe, Record, Replaced, Shard, Sidecar, sidecar_path
+from data.errors import UserError, printable
+from data.files import aside_of, lock, sync_directory, write_aside
+from data.index import INDEX_NAME, Member, Moments, Recipe, Record, Replaced, Shard, Sidecar, sidecar_path
 
 log = logging.getLogger(__name__)
 
-# The files that are written beside the index, finished or aside.
-_OURS = re.compile(r"[a-z]+-\d{6}\.tar(\.json)?(\.\d+\.tmp)?|(index\.json|codec\.safetensors)\.\d+\.tmp")
+# What prepare and encode write first into their index, whatever their version.
+_INDEX_HEAD = re.compile(rb'\s*{\s*"version": ?\d+,\s*"source": ?"')
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.tar")
+_ASIDE = re.compile(r"(.+)\.\d+\.tmp")
 
 Portion = tuple[str, np.ndarray, np.ndarray]  # a record: its key, the images or their codes, their labels (N,)
 
 
-def write_shard(path: Path, recipe: Recipe, portions: Iterable[Portion], replaced: Sequence[Replaced] = ()) -> Shard:
-    """Write one shard: aside, flushed to the disk, then renamed.
+def write_shard(
+    path: Path,
+    recipe: Recipe,
+    portions: Iterable[Portion],
+    replaced: Sequence[Replaced] = (),
+    moments: Callable[[], Moments] | None = None,
+) -> Shard:
+    """Write one shard and its sidecar: aside, flushed to the disk, then renamed.
 
-    replaced: is looked at after the portions, which may add to it.
+    The sidecar comes first, so that no shard is ever there that nothing names. replaced, moments: are looked at after
+    the portions, which may add to them.
     """
     part = "codes" if recipe.codes else "images"
     aside = aside_of(path)
@@ -51,7 +62,11 @@ def write_shard(path: Path, recipe: Recipe, portions: Iterable[Portion], replace
         )
         size = aside.stat().st_size
         shard = Shard(name=path.name, bytes=size, sha256=sha256, records=tuple(found), replaced=tuple(replaced))
+        path.unlink(missing_ok=True)  # an older one of the same size would pass for what the sidecar says
+        sidecar = Sidecar(**recipe.model_dump(), shard=shard, moments=moments() if moments else None)
+        write_aside(sidecar_path(path), sidecar.model_dump_json(exclude_none=True).encode())
         os.replace(aside, path)
+        sync_directory(path.parent)
     finally:
         aside.unlink(missing_ok=True)
     return shard
@@ -79,29 +94,83 @@ def _write_tar(path: Path, part: str, portions: Iterable[Portion]) -> dict[str, 
     return counts
 
 
-def write_sidecar(path: Path, recipe: Recipe, shard: Shard, moments: Moments | None = None) -> None:
-    """Say beside a finished shard that it is one."""
-    sidecar = Sidecar(**recipe.model_dump(), shard=shard, moments=moments)
-    write_aside(sidecar_path(path), sidecar.model_dump_json(exclude_none=True).encode())
-
-
 def read_sidecar(path: Path, recipe: Recipe, images: int) -> Sidecar | None:
     """What stands beside a shard, if the shard is there, whole, of so many images and made by this recipe."""
-    try:
-        sidecar = Sidecar.model_validate_json(sidecar_path(path).read_bytes())
-        size = path.stat().st_size
-    except (FileNotFoundError, ValidationError):
+    sidecar = _sidecar_or_none(sidecar_path(path))
+    if sidecar is None or sidecar.recipe() != recipe or sidecar.shard.images != images:
         return None
-    shard = sidecar.shard
-    found = (sidecar.recipe(), shard.name, shard.bytes, shard.images)
-    return sidecar if found == (recipe, path.name, size, images) else None
+    return sidecar if is_there(path, sidecar.shard) else None
 
 
-def remove_others(folder: Path, keep: set[str]) -> None:
-    """Remove the files that are written beside an index but for those to keep."""
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in keep:
-            path.unlink()
+def names_of(shard: Path) -> set[str]:
+    """Of the two files that a shard is: the tar and its sidecar."""
+    return {shard.name, sidecar_path(shard).name}
+
+
+def is_there(path: Path, shard: Shard) -> bool:
+    """Whether a file is, by its name and size, this shard."""
+    try:
+        return (path.name, path.stat().st_size) == (shard.name, shard.bytes)
+    except FileNotFoundError:
+        return False
+
+
+def _sidecar_or_none(path: Path) -> Sidecar | None:
+    try:
+        return Sidecar.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValidationError):
+        return None
+
+
+def claim(folder: Path, wanted: set[str], owned: set[str] = frozenset()) -> set[str]:
+    """The files of a folder that are ours: the only ones that may be removed or replaced. Call under its lock.
+
+    Ours is what an index or a sidecar of ours names, and what the caller knows as `owned`. wanted: names that are to
+    be written. Raises UserError where one of them is there and not ours, or where shards of others lie and no index of
+    ours. What killed runs left aside of our files is removed.
+    """
+    ours = owned | _named(folder)
+    there = {path.name for path in folder.iterdir()}
+    theirs = (wanted & there) - ours
+    if INDEX_NAME not in ours:
+        theirs |= {name for name in there - ours if name.endswith(".tar")}
+    if theirs:
+        shown = printable(min(theirs)) + (f" and {len(theirs) - 1} more" if len(theirs) > 1 else "")
+        raise UserError(
+            f"{folder} holds files that no index or sidecar of ours names ({shown}): choose another --out, or move"
+            " them away"
+        )
+    for name in there:
+        if (aside := _ASIDE.fullmatch(name)) and aside[1] in wanted | ours:
+            (folder / name).unlink()
+    return ours & there
+
+
+def _named(folder: Path) -> set[str]:
+    """The index, if it is ours, and the names in it, even if it is damaged otherwise or of another version; and the
+    names in the valid sidecars."""
+    names: set[str] = set()
+    for path in folder.glob("*.tar.json"):
+        sidecar = _sidecar_or_none(path)
+        if sidecar and sidecar_path(folder / sidecar.shard.name) == path:
+            names |= names_of(folder / sidecar.shard.name)
+    index = folder / INDEX_NAME
+    try:
+        content = index.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return names
+    if _INDEX_HEAD.match(content):
+        names.add(INDEX_NAME)
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # whatever is in it
+            shards = [shard["name"] for shards in json.loads(content)["splits"].values() for shard in shards]
+            names = names.union(*(names_of(folder / name) for name in shards if _SHARD_NAME.fullmatch(name)))
+    return names
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of ours: shards before what names them, so that what an interruption leaves is known as ours."""
+    for name in sorted(names, key=lambda name: (name == INDEX_NAME, name.endswith(".json"), name)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command: str) -> None:
@@ -117,8 +186,18 @@ def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """One writer at a time. Raises BlockingIOError when there is another one and `wait` is not set."""
-    with (folder / ".lock").open("w") as file:
-        if not lock(file, wait=wait):
+    """One writer at a time. Raises BlockingIOError when there is another one and `wait` is not set.
+
+    A folder that nobody here can write needs no lock: what is whole can still be looked at.
+    """
+    path = folder / ".lock"
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("a"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            file = stack.enter_context(path.open()) if os.access(path, os.R_OK) else None
+        if file and not lock(file, wait=wait):
             log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
         yield

@@ -5,31 +5,46 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from data.images import DamagedImageError, resize
-from data.index import INDEX_NAME, Index, Recipe, Replaced, Shard, prepare_command, read_index, refuse_url
+from data.index import (
+    INDEX_NAME,
+    Index,
+    Recipe,
+    Replaced,
+    Shard,
+    prepare_command,
+    read_index,
+    refuse_url,
+    sidecar_path,
+)
 from data.samples import Samples
 from data.shard_files import (
     Portion,
+    claim,
+    is_there,
     locked,
+    names_of,
     read_sidecar,
     refuse_other,
-    remove_others,
+    remove,
     write_shard,
-    write_sidecar,
 )
 from data.sources import find_source
 
@@ -87,7 +102,7 @@ def prepare(
         shard_records=shard_records,
     )
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with locked(out, wait=True):
             index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:
@@ -124,36 +139,46 @@ def _complete(
     progress: bool,
 ) -> tuple[Index, int]:
     """The index of the finished folder, and how many shards were there already."""
-    present = None
+    jobs = [job for split, samples in splits.items() for job in _jobs(out, recipe, split, samples)]
+    wanted = {INDEX_NAME}.union(*(names_of(job.path) for job in jobs))
+    present, ours = None, None
     if overwrite:
-        (out / INDEX_NAME).unlink(missing_ok=True)  # first: from here on the folder is unfinished
-        remove_others(out, keep=set())
+        ours = claim(out, wanted)
+        remove(out, ours)
     elif (out / INDEX_NAME).exists():
         present = read_index(out, partial(prepare_command, recipe.source, out))
         refuse_other(out, present.recipe(), recipe, prepare_command(recipe.source, out, "--overwrite"))
-
-    jobs = {split: list(_jobs(out, recipe, split, samples)) for split, samples in splits.items()}
-    found = {job.path: read_sidecar(job.path, recipe, len(job.samples.labels_N)) for of in jobs.values() for job in of}
-    finished = {path: sidecar.shard for path, sidecar in found.items() if sidecar}
+    finished = {job.path: shard for job in jobs if (shard := _finished(job, present))}
     kept = len(finished)
     _refuse_damaged(out, finished.values(), max_damaged)
-    todo = [job for split in jobs for job in jobs[split] if job.path not in finished]
-    total = sum(len(samples.labels_N) for samples in splits.values())
+    todo = [job for job in jobs if job.path not in finished]
+    if present and present.shards == [*finished.values()]:
+        return present, kept
+
+    ours = claim(out, wanted) if ours is None else ours
     there = sum(shard.images for shard in finished.values())
     shown = None if progress and todo else True  # None: on a terminal
+    total = sum(len(job.samples.labels_N) for job in jobs)
     with tqdm(total=total, initial=there, unit=" images", desc=str(out), disable=shown) as bar:
         for job, shard in _write_all(todo, workers):
             finished[job.path] = shard
             _refuse_damaged(out, finished.values(), max_damaged)
             bar.update(shard.images)
 
-    shards = {split: tuple(finished[job.path] for job in jobs[split]) for split in jobs}
+    # What an interrupted run with another request left would mislead readers that take all *.tar.
+    remove(out, ours - wanted)
+    shards = {split: tuple(finished[job.path] for job in jobs if job.split == split) for split in splits}
     index = Index(**recipe.model_dump(), splits=shards)
-    if todo or index != present:
-        # What an interrupted run with another request left would mislead readers that take all *.tar.
-        remove_others(out, keep={name for shard in index.shards for name in (shard.name, f"{shard.name}.json")})
-        write_aside(out / INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
+    write_aside(out / INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index, kept
+
+
+def _finished(job: _Job, present: Index | None) -> Shard | None:
+    """The shard of a job, if it is there and whole, which its sidecar says or, where there is none, the index."""
+    if present and not sidecar_path(job.path).exists():
+        return next((shard for shard in present.shards if is_there(job.path, shard)), None)
+    sidecar = read_sidecar(job.path, job.recipe, len(job.samples.labels_N))
+    return sidecar and sidecar.shard
 
 
 def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> None:
@@ -187,10 +212,13 @@ def _write_all(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, Shard]]:
     if workers <= 1:
         yield from ((job, _write(job)) for job in jobs)
         return
+    if multiprocessing.current_process().daemon:
+        raise UserError("a daemonic process cannot start the processes that write shards: call prepare with workers=1")
     # Spawned, because forking a process that runs threads (torch, tqdm) can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
-        waiting = {pool.submit(_write, job): job for job in jobs}
+        with _without_main():
+            waiting = {pool.submit(_write, job): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
@@ -198,6 +226,20 @@ def _write_all(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, Shard]]:
             raise UserError("a writing process was killed (memory?): run again, with --workers 1") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start here do not import the caller's script.
+
+    They need nothing of it, and one that has no `if __name__ == "__main__":` would prepare again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _follow_parent() -> None:
@@ -210,9 +252,7 @@ def _follow_parent() -> None:
 def _write(job: _Job) -> Shard:
     """Write one shard and its sidecar. UserError if no image is sound."""
     images = _SoundImages(job)
-    shard = write_shard(job.path, job.recipe, _portions(job, images), images.replaced)
-    write_sidecar(job.path, job.recipe, shard)
-    return shard
+    return write_shard(job.path, job.recipe, _portions(job, images), images.replaced)
 
 
 def _portions(job: _Job, images: "_SoundImages") -> Iterator[Portion]:

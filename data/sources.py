@@ -58,7 +58,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class IdxSource:
-    """Grey images in MNIST's idx files: <part>-images-idx3-ubyte and <part>-labels-idx1-ubyte.
+    """Grey images in MNIST's idx files: <part>-images-idx3-ubyte and <part>-labels-idx1-ubyte, or with .idx for -idx.
 
     mirrors: base URLs that hold the .gz files. md5: of the .gz files, by name without .gz. torchvision: the
     folder that torchvision keeps them in, with raw/ below. side: height and width of the images, pixels.
@@ -85,7 +85,7 @@ class IdxSource:
             images_NHW = read_idx(_existing(folder, images), (count, self.side, self.side))
             labels_N = read_idx(_existing(folder, labels), (count,))
             if labels_N.max() >= self.classes:
-                raise UserError(f"{folder / labels} holds label {labels_N.max()} of {self.classes} classes")
+                raise UserError(f"{_existing(folder, labels)} holds label {labels_N.max()} of {self.classes} classes")
             loaded[split] = Samples.from_arrays(images_NHW, labels_N, self.classes)
         return loaded
 
@@ -95,8 +95,8 @@ class IdxSource:
             if all(_existing(place, name) for name in names):
                 return place
         raise UserError(
-            f"{folder} and {folder / self.torchvision / 'raw'} do not hold {', '.join(names)} (.gz or not):"
-            " give their folder with --source, or leave --source away to download them"
+            f"{folder} and {folder / self.torchvision / 'raw'} do not hold {', '.join(names)} (.gz or not, also spelled"
+            " .idx): give their folder with --source, or leave --source away to download them"
         )
 
     def _download(self, progress: bool) -> Path:
@@ -118,7 +118,9 @@ def _idx_names(split: str) -> tuple[str, str]:
 
 
 def _existing(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    """A file of this name, packed or not, in the spelling of the official .gz files or in that of what they hold."""
+    names = (f"{spelled}{suffix}" for spelled in (name, name.replace("-idx", ".idx")) for suffix in (".gz", ""))
+    return next((folder / found for found in names if (folder / found).is_file()), None)
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -229,8 +231,8 @@ def split_sizes(name: str) -> Mapping[str, int]:
     splits = SOURCES[name].splits
     if not splits:
         raise UserError(
-            f"how many images a {name} holds is known once it is prepared: write its shards with"
-            f" `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
+            f"only its prepared shards say how many images the data set {name} has, and data.shards has none: write"
+            f" them with `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
         )
     return splits
 

@@ -1,6 +1,7 @@
 """Which files lie in a person's folder: one rule for every command."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,20 @@ from data.errors import UserError
 # What systems and programs put beside the files of a person; what begins with a dot is hidden as well.
 _NOT_THEIRS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db"}
 
+# The names of files that have to be unpacked to be read.
+ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz|zip|7z|rar)$", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Found:
-    """names: of the files, relative to the folder, sorted. circles: links to folders that lead back or twice to one."""
+    """names: of the files, relative to the folder, sorted. circles: links to folders that lead back or twice to one.
+
+    broken: those of the names that are links to what is not there, or cannot be reached.
+    """
 
     names: tuple[str, ...]
     circles: tuple[str, ...]
+    broken: tuple[str, ...]
 
 
 def find_files(folder: Path) -> Found:
@@ -27,6 +35,7 @@ def find_files(folder: Path) -> Found:
     """
     names: list[str] = []
     circles: list[str] = []
+    broken: list[str] = []
     try:
         root = folder.resolve(strict=True)
         known = {_identity(place) for place in root.parents}
@@ -39,14 +48,16 @@ def find_files(folder: Path) -> Found:
             known.add(identity)
             for entry in _entries(folder / below):
                 name = below + entry.name
-                if not entry.is_dir():
-                    names.append(name)
-                else:
+                if _is_folder(entry):
                     (linked if entry.is_symlink() else pending).append(f"{name}/")
+                    continue
+                names.append(name)
+                if entry.is_symlink() and not os.path.exists(entry):
+                    broken.append(name)
             linked.sort(reverse=True)  # the first name first, whatever the order on the disk
     except OSError as error:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
-    return Found(tuple(sorted(names)), tuple(sorted(circles)))
+    return Found(tuple(sorted(names)), tuple(sorted(circles)), tuple(sorted(broken)))
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
@@ -54,6 +65,13 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
         for entry in entries:
             if not entry.name.startswith(".") and entry.name not in _NOT_THEIRS:
                 yield entry
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through a folder that is shut
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-import signal
 import sys
 import time
 import traceback
@@ -12,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from data.errors import LostRankError, RankError, UserError, printable
+from launch.orphans import end_with_launchers
+from launch.streams import failure_of, open_streams
 
 LOST, MISTAKE, NON_FINITE, REQUEUE = 1, 2, 3, 75  # exit codes
 _MOST = 2**31 - 1  # of anything that a person counts
@@ -26,6 +27,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     keyboard becomes 130, a LostRankError 1, with a line of each rank. Any other exception is a bug of ours and keeps
     its traceback.
     """
+    open_streams()
+    end_with_launchers()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         _leave(main(arguments) or 0)
@@ -37,9 +40,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except LostRankError as error:
         say(f"error: {error}; start the same command again", by_each=True)
         _leave(LOST)
-    except BrokenPipeError:  # who reads the output, as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         say("interrupted")
         _leave(130)
@@ -52,11 +52,13 @@ def _leave(code: int) -> NoReturn:
     takes itself down abort the process ("terminate called without an active exception"): one run in three of a
     program of ten lines, on busy cores, and with it the exit code.
     """
-    if "torch" not in sys.modules:
-        sys.exit(code)
     logging.shutdown()
     sys.stdout.flush()
+    if why := failure_of(sys.stdout):
+        print(f"warning: the standard output could not be written ({why})", file=sys.stderr)
     sys.stderr.flush()
+    if "torch" not in sys.modules:
+        sys.exit(code)
     os._exit(code)
 
 

@@ -33,8 +33,8 @@ def run_ranks(command: list[str], processes: int, stop: StopRequest) -> int:
     ]
     code, told, deadline = 0, False, float("inf")
     while any(rank.poll() is None for rank in ranks):
-        if stop.signal_name and not told:
-            _tell(ranks, signal.Signals[stop.signal_name])
+        if stop.signal and not told:
+            _tell(ranks, stop.signal)
             told = True
         code = code or _first_failure(ranks)
         if code and deadline == float("inf"):
@@ -45,7 +45,7 @@ def run_ranks(command: list[str], processes: int, stop: StopRequest) -> int:
     return code or _first_failure(ranks)
 
 
-def _tell(ranks: list[subprocess.Popen], number: signal.Signals) -> None:
+def _tell(ranks: list[subprocess.Popen], number: int) -> None:
     for rank in ranks:
         if rank.poll() is None:
             rank.send_signal(number)

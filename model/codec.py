@@ -14,6 +14,7 @@ from model.patch_autoencoder import PatchAutoencoder
 
 CODEC = "codec.safetensors"
 _FILE_BYTES = 2**26
+_HEADER_BYTES = 2**20
 
 
 class PatchCodec(nn.Module):
@@ -78,6 +79,16 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def is_codec_file(path: Path) -> bool:
+    """Whether a file says that it is a codec of ours, however damaged it may be behind its header."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _HEADER_BYTES)))
+        return {"mean_C", "std_C"} <= header.keys() and "of" in header["__metadata__"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return False
 
 
 def read_codec(path: Path) -> PatchCodec:

@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, field_validator
@@ -105,10 +106,13 @@ def write_part(aside: Path, tensors: dict[str, dict[str, Tensor]], part: int, pa
         suffix = f"-{part + 1:05d}-of-{parts:05d}" if parts > 1 else ""
         path = aside / f"{name}{suffix}.safetensors"
         named = {f"{kind}/{key}": value.contiguous() for kind in kinds for key, value in tensors[kind].items()}
+        path.touch()
+        mode = path.stat().st_mode  # as the umask wants it; safetensors would let nobody else read it
         try:
-            save_file(named, path)
+            save_file(named, path, {"format": "pt"})
         except SafetensorError as error:  # how safetensors reports what the disk refuses
             raise OSError(None, str(error), str(path)) from error
+        path.chmod(mode)
         _sync(path)
         fingerprints[path.name] = _fingerprint(path)
     return fingerprints
@@ -127,45 +131,63 @@ def complete(aside: Path, state: State, fingerprints: dict[str, dict]) -> Path:
     return final
 
 
-def remove_others(directory: Path, config: CheckpointConfig) -> None:
-    """Remove the checkpoints that the policy does not keep. Call on one rank."""
-    found = list_checkpoints(directory)
-    states = {path: _state_or_none(path) for path in found}
-    kept = set(found[-config.keep_last :])
+def remove_others(directory: Path, config: CheckpointConfig, images: int, whole: dict[Path, bool]) -> None:
+    """Remove the checkpoints that the policy does not keep. Call on one rank, when one at `images` was just written.
+
+    Damaged ones do not count, nor do those beyond `images`, which are left alone. whole: what is known of each; what
+    must be known is found out and added.
+    """
+    found = [path for path in list_checkpoints(directory) if _images(path) <= images]
+    whole[checkpoint_path(directory, images)] = True
+
+    def is_whole(path: Path) -> bool:
+        if path not in whole:
+            try:
+                _verify(path)
+            except UserError:
+                whole[path] = False
+            else:
+                whole[path] = True
+        return whole[path]
+
+    def first(paths: Iterable[Path], count: int) -> list[Path]:
+        """So many whole ones. Where there are no more, nothing depends on whether they are whole."""
+        paths = [*paths]
+        return paths if len(paths) <= count else [*islice(filter(is_whole, paths), count)]
+
+    kept = {checkpoint_path(directory, images), *first(reversed(found), config.keep_last)}
     if config.keep_every_images:
-        reached = 0
-        for path in found:
-            multiple = _images(path) // config.keep_every_images
-            if multiple > reached:
-                kept.add(path)
-            reached = max(reached, multiple)
-    evaluated = [path for path, state in states.items() if state and state.score is not None]
-    if config.keep_best:
-        kept.update(sorted(evaluated, key=lambda path: states[path].score)[-config.keep_best :])
+        for multiple, paths in groupby(found, lambda path: _images(path) // config.keep_every_images):
+            kept.update(first(paths, 1) if multiple else ())
+    scores = {path: state.score for path in found if (state := _state_or_none(path)) and state.score is not None}
+    kept.update(first(sorted(scores, key=scores.get)[::-1], config.keep_best))
     for path in found:
         if path not in kept:
             _remove(path)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in directory.glob("img-*") if re.fullmatch(r"img-\d{12,}", path.name)]
-    return sorted((path for path in found if (path / "manifest.json").exists()), key=_images)
+    """Complete checkpoints, oldest first. UserError when the folder cannot be read."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(directory, error) from None
+    found = [directory / name for name in names if re.fullmatch(r"img-\d{12,}", name)]
+    return sorted((path for path in found if _has_manifest(path)), key=_images)
+
+
+def _has_manifest(path: Path) -> bool:
+    try:
+        return (path / "manifest.json").exists()
+    except PermissionError:
+        return True  # something is there, and who reads it is told
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises DamagedError that names the damaged file."""
-    manifest = _parse(path / "manifest.json", _MANIFEST)
-    files = {name for name in manifest if name != "state.json"}
-    if files != _expected(files) or "state.json" not in manifest:
-        raise DamagedError(f"{path}/manifest.json does not name the files of a checkpoint")
-    for name, expected in manifest.items():
-        try:  # the size first: what is longer is not read
-            size = (path / name).stat().st_size
-            if size != expected.bytes or _fingerprint(path / name) != expected.model_dump():
-                raise DamagedError(f"{path}/{name} is damaged (size or SHA-256 differs)")
-        except OSError as error:
-            raise DamagedError(f"{path}/{name} cannot be read ({error.strerror})") from None
+    """Read and verify one checkpoint. Raises DamagedError that names the damaged file, UserError without permission."""
+    files = _verify(path)
     state = _parse(path / "state.json", TypeAdapter(State))
     tensors: dict[str, dict[str, Tensor]] = {kind: {} for kinds in FILES.values() for kind in kinds}
     for name in sorted(files):
@@ -181,11 +203,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, state)
 
 
+def _verify(path: Path) -> set[str]:
+    """The names of the tensor files of a checkpoint, each of which is what was written. Raises as `load_checkpoint`."""
+    manifest = _parse(path / "manifest.json", _MANIFEST)
+    files = {name for name in manifest if name != "state.json"}
+    if files != _expected(files) or "state.json" not in manifest:
+        raise DamagedError(f"{path}/manifest.json does not name the files of a checkpoint")
+    for name, expected in manifest.items():
+        try:  # the size first: what is longer is not read
+            size = (path / name).stat().st_size
+            if size != expected.bytes or _fingerprint(path / name) != expected.model_dump():
+                raise DamagedError(f"{path}/{name} is damaged (size or SHA-256 differs)")
+        except OSError as error:
+            raise _unreadable(path / name, error) from None
+    return files
+
+
 def newest_whole(directory: Path, before_step: int | None = None) -> tuple[Path | None, Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, its path, and the faults of newer ones.
 
     before_step: only those of at most so many steps. (None, None, []) when there is none. Raises UserError when
-    there are some and none is whole.
+    there are some and none is whole, and at one that this user may not read: it may be whole.
     """
     faults = []
     for path in reversed(list_checkpoints(directory)):
@@ -197,8 +235,16 @@ def newest_whole(directory: Path, before_step: int | None = None) -> tuple[Path 
         except DamagedError as error:
             faults.append(str(error))
     if faults:
-        raise UserError(f"no checkpoint in {directory} is whole ({faults[0]}): remove them to begin anew")
+        raise UserError(
+            f"no checkpoint in {directory} is whole ({faults[0]}): copy a whole one there, or begin anew with another"
+            " run_dir=..."
+        )
     return None, None, []
+
+
+def checkpoint_path(directory: Path, images: int) -> Path:
+    """Where the checkpoint after so many images lies."""
+    return directory / _name(images)
 
 
 def _name(images: int) -> str:
@@ -225,17 +271,24 @@ def _parse(path: Path, kind: TypeAdapter):
             raise DamagedError(f"{path} is larger than any of ours")
         return kind.validate_json(path.read_bytes())
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})") from None
+        raise _unreadable(path, error) from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise DamagedError(f"{path} is damaged ({where + ': ' if where else ''}{fault['msg']})") from None
 
 
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """What is not there, or on a broken disk, is damaged; what another user keeps for himself is not."""
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} cannot be read ({error.strerror}): ask its owner to let you read it (chmod a+rX)")
+    return DamagedError(f"{path} cannot be read ({error.strerror})")
+
+
 def _state_or_none(path: Path) -> State | None:
     try:
         return _parse(path / "state.json", TypeAdapter(State))
-    except DamagedError:
+    except UserError:
         return None
 
 

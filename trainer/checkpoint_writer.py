@@ -12,7 +12,16 @@ from threading import Thread
 from torch import Tensor
 
 from data.errors import NonFiniteError, UserError
-from trainer.checkpoint import FILES, CheckpointConfig, State, complete, remove_others, start_writing, write_part
+from trainer.checkpoint import (
+    FILES,
+    CheckpointConfig,
+    State,
+    checkpoint_path,
+    complete,
+    remove_others,
+    start_writing,
+    write_part,
+)
 from trainer.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -33,9 +42,14 @@ class CheckpointWriter:
         engine: Engine,
         shapes: dict[str, tuple[int, ...]],
         sinks: Sequence[Callable[[dict], None]] = (),
+        resumed: int = 0,
     ):
-        """shapes: of each parameter, by name, in one order on all ranks. sinks: are told of each that is complete."""
+        """shapes: of each parameter, by name, in one order on all ranks. sinks: are told of each that is complete.
+
+        resumed: the images of the checkpoint that the run goes on from, which is known to be whole.
+        """
         self._sinks, self._began = sinks, 0.0
+        self._whole = {checkpoint_path(directory, resumed): True}
         self.directory, self.config, self.engine, self.world = directory, config, engine, engine.world
         self.error: str | None = None  # of the last checkpoint
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -128,7 +142,7 @@ class CheckpointWriter:
                 shutil.rmtree(self._aside, ignore_errors=True)
         elif self.world.is_main:
             try:
-                remove_others(self.directory, self.config)
+                remove_others(self.directory, self.config, self._state.images, self._whole)
             except OSError as refused:
                 log.warning("an old checkpoint could not be removed (%s)", _reason(refused))
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import torch
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Replaced, Shard, load_index, read_index, refuse_url
-from data.shard_files import Portion, locked, read_sidecar, refuse_other, remove_others, write_shard, write_sidecar
+from data.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
 from data.stream import Stream
-from model.codec import CODEC, PatchCodec, codes_of, read_codec, weights_sha256
+from model.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
 from model.patch_autoencoder import PatchAutoencoder
 from trainer.world import World
 
@@ -75,19 +76,26 @@ def encode_images(
         index = load_index(images)
         recipe = _recipe(images, index, autoencoder)
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
     jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]
+    wanted = {CODEC} if statistics_only else {CODEC, INDEX_NAME}.union(*(names_of(job.path) for job in jobs))
     with ExitStack() as stack:
-        found, is_whole = {}, False
+        found, is_whole, ours = {}, False, set()
         with world.agreed():
             if world.is_main:
                 stack.enter_context(_alone_in(out))
-                _refuse_or_remove(out, recipe, index.checksum, command, overwrite)
+                if overwrite:
+                    ours = _claim(out, wanted)
+                    remove(out, ours)
+                else:
+                    _refuse_other(out, recipe, index.checksum, command)
                 found = {} if statistics_only else _finished(jobs, recipe)
                 is_whole = statistics_only or len(found) == len(jobs) and (out / INDEX_NAME).exists()
                 is_whole = is_whole and _has_codec(out, recipe, index.checksum)
+                if not overwrite and not is_whole:
+                    ours = _claim(out, wanted)
         found, is_whole = world.broadcast((found, is_whole))
         if is_whole:
             return f"{out} is whole, nothing to do"
@@ -121,8 +129,7 @@ def encode_images(
                     for job in jobs:
                         splits[job.split] += (found[job.path].shard,)
                     whole = Index(**recipe.model_dump(), splits=splits)
-                    names = (name for shard in whole.shards for name in (shard.name, f"{shard.name}.json"))
-                    remove_others(out, keep={*names})
+                    remove(out, ours - wanted)
                     write_aside(out / INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
         world.gather(None)  # no rank goes on to read before the index is there
     counts = f"{sum(job.count for job in jobs):,} images"
@@ -163,13 +170,13 @@ def _alone_in(out: Path) -> Iterator[None]:
         raise UserError(f"{out} is being written by another process: wait for it, or choose another --out") from None
 
 
-def _refuse_or_remove(out: Path, recipe: Recipe, images: str, command: Callable[..., str], overwrite: bool) -> None:
+def _claim(out: Path, wanted: set[str]) -> set[str]:
+    """What may be removed and replaced."""
+    return claim(out, wanted, owned={CODEC} if is_codec_file(out / CODEC) else set())
+
+
+def _refuse_other(out: Path, recipe: Recipe, images: str, command: Callable[..., str]) -> None:
     """See to it that the folder has nothing but parts of what will be written."""
-    if overwrite:
-        for name in (INDEX_NAME, CODEC):  # first: from here on the folder is unfinished
-            (out / name).unlink(missing_ok=True)
-        remove_others(out, keep=set())
-        return
     if (out / INDEX_NAME).exists():
         refuse_other(out, read_index(out, command).recipe(), recipe, command("--overwrite"))
     elif (out / CODEC).exists() and not _has_codec(out, recipe, images):
@@ -228,8 +235,7 @@ class _Encoder:
             deque(portions, maxlen=0)
             return _Done(merge(moments), None, tuple(replaced))
         try:
-            shard = write_shard(job.path, self._recipe, portions, replaced)
-            write_sidecar(job.path, self._recipe, shard, merge(moments))
+            shard = write_shard(job.path, self._recipe, portions, replaced, partial(merge, moments))
         except OSError as error:
             raise UserError(
                 f"{job.path} cannot be written ({error.strerror}): see to its disk, and start the same command again"

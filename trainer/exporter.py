@@ -13,7 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry, ProcessCollector, push_to_gateway, start_http_server
 from torch import nn
 
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from model.cost import measure_cost
 from trainer.build import meta_task
 from trainer.checkpoint import State
@@ -51,7 +51,7 @@ class Exporter:
         try:
             self._server, self._thread = self._start(registry)
             address = f"{self._host}:{self._server.server_port}"
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.target.parent)
             self._remove_lost()
             write_aside(self.target, json.dumps([{"targets": [address], "labels": self.labels}]).encode())
         except (OSError, ValueError) as error:  # ValueError: a host whose name cannot be encoded

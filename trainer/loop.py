@@ -60,7 +60,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     world.require_same(run_id=run.read_id())  # all see the one folder
     exporter = make_exporter(config, world, run, task, state, spent)
     metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
-    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter])
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter], state.images)
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
@@ -76,7 +76,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
         return values
 
     start_images, owes_checkpoint = images, False
-    (stopped,) = world.max_over_ranks(stop.signal_name is not None)
+    (stopped,) = world.max_over_ranks(stop.signal is not None)
     values = world.broadcast(run.evaluation(images) if world.is_main else None)
     with exporter, writer, bar:
         if values is None and not stopped and (images == 0 or images >= config.total_images):
@@ -95,7 +95,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
 
             # What one rank knows and all act on.
             damaged = max(len(train_stream.damaged), len(test_stream.damaged))
-            stopped, damaged, writing = world.max_over_ranks(stop.signal_name is not None, damaged, writer.is_writing)
+            stopped, damaged, writing = world.max_over_ranks(stop.signal is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
             known = {"learning_rate": rate, "damaged_images": damaged, "world_size": world.size, **of_phases}

@@ -7,6 +7,7 @@ and, where the model learns codes, codec.safetensors
 import json
 import logging
 import os
+import re
 import socket
 import uuid
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from data.errors import UserError
-from data.files import lock, write_aside
+from data.files import lock, make_folder, write_aside
 from model.codec import CODEC, PatchCodec
 from trainer.checkpoint import list_checkpoints, remove_leftovers
 from trainer.config import Config, dump_config
@@ -42,19 +43,31 @@ class RunDirectory:
         self.samples, self.reports = self.path / "samples", self.path / "reports"
 
     def refuse_present(self) -> None:
-        """A run is never written over."""
-        if self._identity.exists():
+        """A run is never written over, nor is anything that stands where one would write."""
+        if there := self._find():
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume auto, or choose another run_dir=..."
+                f" ({there.relative_to(self.path)} is there)"
             )
+
+    def _find(self) -> Path | None:
+        """The first of all that a run writes."""
+        folders = (self.checkpoints, self.samples, self.reports)
+        files = (self._identity, self.config, self.metrics, self.evaluations, self.codec)
+        inside = (next(iter(sorted(folder.iterdir())), None) for folder in folders if folder.is_dir())
+        return next((path for path in (*files, *inside) if path and os.path.lexists(path)), None)
 
     def acquire(self, resume: bool) -> None:
         """Make the folder and keep every other run out of it until this process ends. Call on one rank.
 
-        Raises UserError when another run
-        is at work here, or when there is one to resume and `resume` is not set.
+        Raises UserError when another run is at work here, when there is one and `resume` is not set, and when what is
+        here is no run: there is neither its run.json nor a checkpoint.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(self.path)
+        except OSError as error:
+            fault = f"{self.path} cannot be made ({error.filename}: {error.strerror})"
+            raise UserError(f"{fault}: choose another run_dir=...") from None
         self._lock = (self.path / "lock").open("a+")
         try:
             if not lock(self._lock, wait=False):
@@ -67,6 +80,14 @@ class RunDirectory:
             ) from None
         if not resume:
             self.refuse_present()
+        elif not self._identity.exists() and not list_checkpoints(self.checkpoints) and (there := self._find()):
+            raise UserError(
+                f"{self.path} holds {there.relative_to(self.path)}, but no run (neither run.json nor a checkpoint):"
+                " choose another run_dir=..., or move it away"
+            )
+        self._lock.seek(0)
+        if not re.fullmatch(r"(process \d+ on .*)?", self._lock.read(1000)):
+            raise UserError(f"{self._lock.name} is no lock of a run: choose another run_dir=..., or move it away")
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()

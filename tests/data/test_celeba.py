@@ -71,13 +71,76 @@ def test_the_official_layouts_are_read(tmp_path, place, below):
             assert abs(int(image[0, 0, 1]) - 10 * number - 15 // 2) <= 2  # the crop starts at column 15
 
 
-def test_windows_line_ends_and_blank_lines_are_read(celeba):
-    before = CelebA().load(celeba)
+def checksums(folder):
+    return {split: (samples.sha256, samples.classes) for split, samples in CelebA().load(folder).items()}
+
+
+def to_kaggle(folder, *names):
+    """Lists as Kaggle has them: commas, a line with the names of the columns, no count."""
+    for name in names:
+        rows = [line.split() for line in (folder / name).read_text().splitlines()]
+        rows = [["image_id", "partition"], *rows] if name == PARTITION else [["image_id", *rows[1]], *rows[2:]]
+        (folder / name).with_suffix(".csv").write_text(lines(*map(",".join, rows)))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("kaggle", [(PARTITION, ATTRIBUTES), (PARTITION,), (ATTRIBUTES,)])
+def test_lists_of_kaggle_give_the_same(celeba, kaggle):
+    before = checksums(celeba)
+    to_kaggle(celeba, *kaggle)
+    (celeba / IMAGES).rename(celeba / "images")
+    (celeba / IMAGES).mkdir()
+    (celeba / "images").rename(celeba / IMAGES / IMAGES)
+    assert checksums(celeba) == before
+
+
+@pytest.mark.parametrize("below", [IMAGES, f"{IMAGES}/{IMAGES}"])
+def test_the_folders_of_the_official_drive_give_the_same(celeba, below):
+    before = checksums(celeba)
+    for name, place in ((IMAGES, f"Img/{below}"), (ATTRIBUTES, f"Anno/{ATTRIBUTES}"), (PARTITION, f"Eval/{PARTITION}")):
+        (celeba / place).parent.mkdir(parents=True)
+        (celeba / name).rename(celeba / place)
+    assert checksums(celeba) == before
+
+
+def test_the_official_lists_come_first(celeba):
+    before = checksums(celeba)
     for name in (PARTITION, ATTRIBUTES):
-        (celeba / name).write_bytes((celeba / name).read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
-    assert {split: s.sha256 for split, s in CelebA().load(celeba).items()} == {
-        split: s.sha256 for split, s in before.items()
-    }
+        (celeba / name).with_suffix(".csv").write_text("nonsense")
+    assert checksums(celeba) == before
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_what_windows_puts_into_a_list_is_read(celeba, suffix, mark):
+    """Its ends of lines, blank ones, and a byte-order mark."""
+    before = checksums(celeba)
+    if suffix == ".csv":
+        to_kaggle(celeba, PARTITION, ATTRIBUTES)
+    for name in (PARTITION, ATTRIBUTES):
+        path = (celeba / name).with_suffix(suffix)
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert checksums(celeba) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "fault"),
+    [
+        (PARTITION, "image_id,partition\n", "", "csv, line 1: should be the names of the columns, the first of them"),
+        (ATTRIBUTES, "image_id,", "", "csv, line 1: should be the names of the columns, the first of them"),
+        (PARTITION, f"{NAMES[2]},0", f"{NAMES[2]};0", "csv, line 4: should be a file name and 0, 1 or 2"),
+        (PARTITION, f"{NAMES[2]},0\n", "", f"list_eval_partition.csv lacks 1 images .*_celeba.csv names.*{NAMES[2]}"),
+        (ATTRIBUTES, f"{NAMES[0]},", f"{NAMES[0]},1,", "csv, line 2: should be a file name and 40 times 1 or -1"),
+        (ATTRIBUTES, "Attribute_0,", "A," * 30, "csv, line 1: should name 1 to 62 attributes, not 69"),
+    ],
+)
+def test_a_mistake_in_a_list_of_kaggle_names_file_and_line(celeba, file, before, after, fault):
+    to_kaggle(celeba, PARTITION, ATTRIBUTES)
+    path = (celeba / file).with_suffix(".csv")
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(UserError, match=fault):
+        CelebA().load(celeba)
 
 
 def test_a_split_without_images_is_left_out(celeba):

@@ -107,6 +107,7 @@ def test_the_log_names_ten_and_counts_the_rest(folder, tmp_path, caplog):
         (folder / "train" / f"{n:03d}.png").write_text("no image")
     prepare("folder", tmp_path / "out", source_dir=folder, **LAYOUT)
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert lines.pop(0).startswith("one class: ")
     assert lines[0].startswith("train/001.png is damaged: ")
     assert lines[0].endswith("; train image 2 stands in")
     assert len(lines) == 11

@@ -139,6 +139,25 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path):
     assert verify(killed) == []
 
 
+SCRIPT_OF_A_BEGINNER = """
+from data.shards import prepare
+prepare("digits", {out!r}, record_images=100, shard_records=4, workers=2, progress=False)
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "standard input"])
+def test_a_script_without_a_guard_prepares_with_several_processes(digits, tmp_path, how):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT_OF_A_BEGINNER.format(out=str(tmp_path / "out")))
+    with script.open() as file:
+        command = [sys.executable, script] if how == "file" else [sys.executable, "-"]
+        done = subprocess.run(
+            command, stdin=file, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(tmp_path / "out") == contents(digits[1])
+
+
 def _all_ended(group: int) -> bool:
     """Whether the writing processes of a dead parent end by themselves."""
     for _ in range(30_000):
@@ -163,7 +182,6 @@ def test_a_whole_folder_is_left_alone(digits, tmp_path, caplog):
     "spoil",
     [
         lambda root: (root / "train-000001.tar").unlink(),
-        lambda root: (root / "train-000001.tar.json").unlink(),
         lambda root: (root / "train-000001.tar.json").write_text("{"),
         lambda root: os.truncate(root / "train-000001.tar", 5000),
         lambda root: (root / "index.json").unlink(),
@@ -210,6 +228,99 @@ def test_an_interrupted_run_with_another_request_leaves_nothing_behind(digits, t
     assert contents(root) == contents(tmp_path / "fresh")
 
 
+def test_a_whole_folder_needs_no_sidecars(digits, tmp_path, caplog):
+    root = copy(digits, tmp_path)
+    for path in root.glob("*.tar.json"):
+        path.unlink()
+    with caplog.at_level("INFO"):
+        assert again(root) == digits[0]
+    assert "is whole, nothing to do" in caplog.text
+    assert not [*root.glob("*.tar.json")]
+
+
+def test_a_whole_folder_that_cannot_be_written_is_left_alone(digits, shared_folder, as_nobody):
+    root = Path(shutil.copytree(digits[1], shared_folder / "shards"))
+    (root / ".lock").unlink(missing_ok=True)
+    root.chmod(0o755)
+    with as_nobody():
+        assert again(root) == digits[0]
+        with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
+            again(root, overwrite=True)
+        with pytest.raises(UserError, match=r"cannot write .*Permission denied"):
+            again(shared_folder / "other")
+    assert contents(root) == contents(digits[1])
+    (root / ".lock").touch(mode=0o644)
+    with as_nobody():
+        assert again(root) == digits[0]
+
+
+# What is not ours.
+
+
+def theirs(folder, *names):
+    """A person's files, and what is in the folder with them."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_text(f"{name} is mine")
+    return contents(folder)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("shard-000000.tar", "photos-000001.tar.json", "train-000000.tar"),
+        ("holiday.tar",),
+        ("train-000000.tar.json",),
+        ("index.json",),
+        ("train-000000.tar.77.tmp", "index.json"),
+    ],
+)
+def test_a_folder_with_files_of_others_is_refused(tmp_path, names, overwrite):
+    before = theirs(tmp_path / "own", *names)
+    with pytest.raises(UserError, match=r"own") as caught:
+        again(tmp_path / "own", overwrite=overwrite)
+    assert "another --out" in str(caught.value) or "is damaged" in str(caught.value)
+    assert contents(tmp_path / "own") == before
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_files_of_others_beside_shards_of_ours_stay(digits, tmp_path, is_finished):
+    root = copy(digits, tmp_path)
+    names = ("shard-000000.tar.json", "photos-000001.tar.json", "notes.tar.1.tmp", "extra-000000.tar")
+    before = theirs(root, *names)
+    if not is_finished:
+        (root / "train-000001.tar").unlink()
+    again(root)
+    assert contents(root) == before
+    again(root, overwrite=True)
+    assert contents(root) == before
+    prepare("digits", root, progress=False, overwrite=True)
+    assert {name: (root / name).read_text() for name in names} == {name: f"{name} is mine" for name in names}
+    assert {path.name for path in root.glob("train-*.tar")} == {"train-000000.tar"}
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_shards_of_another_version_are_replaced_on_request(digits, tmp_path, version):
+    root = copy(digits, tmp_path)
+    for path in root.glob("*.json"):
+        path.write_text(path.read_text().replace('"version": 2', f'"version": {version}'))
+    with pytest.raises(UserError, match="another version"):
+        again(root)
+    again(root, overwrite=True)
+    assert contents(root) == contents(digits[1])
+
+
+def test_a_shard_is_never_there_unnamed(digits, tmp_path, monkeypatch):
+    root, replace = tmp_path / "killed", os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: pytest.exit("killed") if names[1].suffix == ".tar" else None)
+    with pytest.raises(pytest.exit.Exception):
+        again(root)
+    monkeypatch.setattr(os, "replace", replace)
+    again(root)
+    assert contents(root) == contents(digits[1])
+
+
 def test_overwriting_mends_an_altered_byte(digits, tmp_path):
     root = copy(digits, tmp_path)
     alter(root / "train-000000.tar", 5000)
@@ -231,7 +342,7 @@ def test_a_run_waits_for_another_one_on_its_folder(digits, tmp_path):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file"):
+    with pytest.raises(UserError, match="file is a file, not a folder"):
         prepare("digits", tmp_path / "file", progress=False)
     with pytest.raises(UserError, match="choose 1 to 4096"):
         prepare("digits", tmp_path / "out", image_size=0, progress=False)

@@ -8,10 +8,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from data.config import DataConfig
 from data.errors import UserError
+from data.index import read_index, refuse_url
 from data.samples import Samples
+from data.shards import prepare
 from data.sources import SOURCES, IdxSource, find_source, read_idx
+from data.verify import verify
 
 SPLITS = {"train": 20, "test": 10}
 PARTS = {"train": "train", "test": "t10k"}
@@ -107,10 +112,68 @@ def test_an_unknown_name_gets_a_hint():
 # A folder of the user.
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("train-{000000..000001}.tar", "a pattern of archives"),
+        ("train-*.tar", "a pattern of archives"),
+        ("train-000000.tar", "an archive"),
+        ("images.zip", "an archive"),
+        ("images.tar.gz/", "an archive"),
+        ("index.json", "a file"),
+        ("1.png", "a file"),
+    ],
+)
+def test_what_is_no_folder_is_refused_in_one_line(tmp_path, name, what):
+    write(tmp_path, {"1.png": b"", "train-000000.tar": b""})
+    if what != "a file":
+        with pytest.raises(UserError, match=f"{what}, not a folder: of prepared shards give .*; unpack other archives"):
+            refuse_url(f"{tmp_path}/{name}")
+    write(tmp_path, {"index.json": b""})
+    for read in (read_index, refuse_url):
+        with pytest.raises(UserError) as caught:
+            read(f"{tmp_path}/{name}")
+        assert (
+            str(caught.value) == f"{tmp_path}/{name} is {what}, not a folder: give the one with index.json, {tmp_path}"
+        )
+    assert "not a folder" in verify(f"{tmp_path}/{name}")[0]
+    with pytest.raises(ValidationError, match=f"{what}, not a folder"):
+        DataConfig(source="folder", shards=f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("name", ["mnist", "celeba", "folder"])
+def test_a_packed_source_and_a_file_as_out_are_refused(tmp_path, name):
+    write(tmp_path, {"images.zip": b"packed", "notes.txt": b"text"})
+    with pytest.raises(UserError, match=r"images.zip is an archive, not a folder: .* unpack"):
+        prepare(name, tmp_path / "out", source_dir=tmp_path / "images.zip")
+    with pytest.raises(UserError, match=r"notes.txt is a file, not a folder: give the folder that holds it, or"):
+        prepare(name, tmp_path / "notes.txt", source_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.zip", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["shards.tar", "train-{0..1}.tar", "new"])
+def test_a_folder_may_be_called_as_it_likes(tmp_path, name):
+    (tmp_path / name).mkdir()
+    refuse_url(tmp_path / name)
+
+
 @pytest.mark.parametrize("below", [".", "raw", "Small/raw"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_folder_is_read(tmp_path, files, packed, below, compressed):
-    write(tmp_path / below, packed if compressed else files)
+@pytest.mark.parametrize("dotted", [True, False])
+def test_a_folder_is_read(tmp_path, files, packed, below, compressed, dotted):
+    contents = packed if compressed else files
+    if dotted:
+        contents = {name.replace("-idx", ".idx"): content for name, content in contents.items()}
+        (tmp_path / below / "train-images-idx3-ubyte").mkdir(parents=True)  # as some archives have it
+    write(tmp_path / below, contents)
+    check(source(packed).load(tmp_path), files)
+
+
+def test_each_file_may_be_packed_and_spelled_as_it_likes(tmp_path, files, packed):
+    first, second, third, fourth = files
+    write(tmp_path, {first: files[first], f"{second}.gz": packed[f"{second}.gz"]})
+    write(tmp_path, {third.replace("-idx", ".idx"): files[third]})
+    write(tmp_path, {f"{fourth.replace('-idx', '.idx')}.gz": packed[f"{fourth}.gz"]})
     check(source(packed).load(tmp_path), files)
 
 

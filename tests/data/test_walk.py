@@ -27,6 +27,7 @@ def test_linked_folders_are_followed(tmp_path):
     found = find_files(here)
     assert found.names == ("3.png", "a/1.png", "gone.png", "link/3.png", "link/b/2.png")
     assert found.circles == ()
+    assert found.broken == ("gone.png",)
 
 
 def test_a_folder_is_read_once_and_never_in_circles(tmp_path):
@@ -40,6 +41,13 @@ def test_a_folder_is_read_once_and_never_in_circles(tmp_path):
     assert found.circles == ("a", "c", "up", "z/self")
     (tmp_path / "entry").symlink_to(root)
     assert find_files(tmp_path / "entry") == found
+
+
+def test_a_link_to_itself_costs_nothing_else(tmp_path):
+    write(tmp_path, "a.png")
+    (tmp_path / "self").symlink_to("self")
+    assert find_files(tmp_path).names == ("a.png", "self")
+    assert find_files(tmp_path).broken == ("self",)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path):

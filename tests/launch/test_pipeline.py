@@ -140,7 +140,7 @@ def test_verify_looks_at_the_codec_of_latent_shards(finished, start, tmp_path):
 
 def test_two_processes_complete_what_a_killed_encoding_left(finished, start, root, tmp_path):
     command = ["--images", finished / "images", "--patch-autoencoder", finished / "patch_ae", "--out", tmp_path / "out"]
-    fault = {"COMMAND": "encode.py", "FAULT": "kill trainer.encoding:write_sidecar 2"}
+    fault = {"COMMAND": "encode.py", "FAULT": "kill trainer.encoding:write_shard 2"}
     assert start("python", "tests/faults.py", *command, **fault).returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / INDEX_NAME).exists()
     assert len([*(tmp_path / "out").glob("*.tar.json")]) == 1

@@ -149,9 +149,10 @@ def test_a_folder_of_images_is_written_and_what_is_wrong_with_it_is_told(run, pi
     result = run("folder", "--source", pictures, "--out", out, "--image-size", 16)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0].endswith("1 files or links, first train/notes.txt")
-    assert lines[1].startswith("train/b/5.png is damaged: ")
-    assert lines[2].startswith(f"wrote {out}: 9 train and 3 test images in 2 shards")
+    assert lines[0] == "files that are no images, left out: 1, first train/notes.txt"
+    assert lines[1] == "2 classes, by their folders: 0 is a (6 images), 1 is b (6 images)"
+    assert lines[2].startswith("train/b/5.png is damaged: ")
+    assert lines[3].startswith(f"wrote {out}: 9 train and 3 test images in 2 shards")
     result = run("verify", out)
     assert (result.returncode, result.stderr) == (0, "")
     assert "9 train and 3 test images in 2 shards" in result.stdout
@@ -174,6 +175,8 @@ def test_more_damaged_images_than_accepted_are_one_line(run, pictures, tmp_path)
         (("folder",), ("--source DIR",)),
         (("folder", "--source", "s3://bucket/pictures"), ("read from a folder", "s3://bucket/pictures")),
         (("digits", "--out", "pipe:rm -r x"), ("read from a folder", "pipe:rm -r x")),
+        (("folder", "--source", "pics.tar"), ("pics.tar is an archive, not a folder", "unpack")),
+        (("digits", "--out", "README.md"), ("README.md is a file, not a folder",)),
     ],
 )
 def test_a_source_that_is_missing_or_no_folder_is_one_line(run, arguments, words):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -52,8 +53,10 @@ def test_round_trip(tmp_path, parts):
             assert torch.equal(loaded.tensors[kind][name], value)
 
 
-def kept(tmp_path, **policy) -> list[int]:
-    remove_others(tmp_path, CheckpointConfig(**policy))
+def kept(tmp_path, images: int | None = None, **policy) -> list[int]:
+    """Those that are left after one at `images`, or the last one, was written."""
+    images = images or int(list_checkpoints(tmp_path)[-1].name[4:])
+    remove_others(tmp_path, CheckpointConfig(**policy), images, {})
     return [int(path.name[4:]) for path in list_checkpoints(tmp_path)]
 
 
@@ -76,6 +79,34 @@ def test_the_policy_says_which_stay_whenever_it_is_applied(tmp_path, policy, sta
     assert kept(tmp_path, **policy) == stay
 
 
+def cut_short(path):
+    os.truncate(path / "weights.safetensors", 20)
+
+
+@pytest.mark.parametrize(
+    ("policy", "damaged", "stay"),
+    [
+        ({"keep_last": 1, "keep_best": 0}, 40, [24, 40, 48]),  # beyond where the run is: left alone
+        ({"keep_last": 2, "keep_best": 0}, 16, [8, 24, 40, 48]),
+        ({"keep_last": 1, "keep_best": 1}, 16, [8, 24, 40, 48]),
+        ({"keep_last": 1, "keep_best": 0, "keep_every_images": 8}, 16, [8, 16, 24, 40, 48]),
+    ],
+)
+def test_damaged_ones_and_those_beyond_push_out_no_whole_one(tmp_path, policy, damaged, stay):
+    for images, score in ((8, -2.0), (16, -1.0), (40, -0.5), (48, 0.0)):
+        save(tmp_path, checkpoint(images, score))
+    cut_short(tmp_path / f"img-{damaged:012d}")
+    save(tmp_path, checkpoint(24))  # the run went on from 8
+    assert kept(tmp_path, 24, **policy) == stay
+
+
+def test_what_was_just_written_stays_even_if_another_is_more_of_everything(tmp_path):
+    for images in (8, 16):
+        save(tmp_path, checkpoint(images, 1.0))
+    save(tmp_path, checkpoint(12, 0.0))
+    assert kept(tmp_path, 12, keep_last=1, keep_best=1) == [8, 12, 16]
+
+
 def test_an_interrupted_one_is_no_checkpoint_and_does_no_harm(tmp_path):
     save(tmp_path, checkpoint(8))
     half = start_writing(tmp_path, 16)
@@ -86,6 +117,30 @@ def test_an_interrupted_one_is_no_checkpoint_and_does_no_harm(tmp_path):
     start_writing(tmp_path, 24)
     remove_leftovers(tmp_path)
     assert sorted(path.name[-2:] for path in tmp_path.iterdir()) == ["08", "16"]
+
+
+def test_others_may_read_what_the_umask_lets_them(shared_folder, as_nobody):
+    for umask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
+        before = os.umask(umask)
+        path = save(shared_folder, checkpoint(8 + umask), parts=2)
+        os.umask(before)
+        assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {mode}
+    with as_nobody(), pytest.raises(UserError, match=r"img-000000000071 cannot be|manifest.json cannot be") as caught:
+        newest_whole(shared_folder)
+    assert "ask its owner" in str(caught.value)
+    assert "remove" not in str(caught.value)
+    path.chmod(0o700)
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged(shared_folder, as_nobody):
+    for images in (8, 16):
+        save(shared_folder, checkpoint(images))
+    (shared_folder / "img-000000000016/ema.safetensors").chmod(0o600)
+    with as_nobody(), pytest.raises(UserError, match=r"ema.safetensors cannot be read \(Permission denied\): ask"):
+        newest_whole(shared_folder)
+    shared_folder.chmod(0o700)
+    with as_nobody(), pytest.raises(UserError, match=r"cannot be read \(Permission denied\): ask its owner"):
+        list_checkpoints(shared_folder)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """From images to latent shards: what they hold, their statistics, resuming, refusals; and training on them."""
 
 import json
+import os
 import shutil
 from functools import partial
 
@@ -120,17 +121,19 @@ def test_a_whole_folder_is_left_alone(latents, digits_shards, autoencoder, world
         (INDEX_NAME,),
         (CODEC,),
         (INDEX_NAME, CODEC, "train-000001.tar"),
-        (INDEX_NAME, CODEC, "train-000002.tar.json", "test-000000.tar"),
+        (INDEX_NAME, CODEC, "train-000002.tar.json", "train-000002.tar", "test-000000.tar"),
         ("train-000000.tar",),
     ],
 )
 def test_an_interrupted_folder_is_completed_to_the_same_bytes(
     latents, encoded, digits_shards, autoencoder, world, lost
 ):
+    sidecar = (latents / "train-000000.tar.json").read_text()
     for name in lost:
         (latents / name).unlink()
     kept = {path: path.stat().st_mtime_ns for path in latents.glob("*.tar")}
     (latents / "train-000009.tar").write_bytes(b"of another request")
+    (latents / "train-000009.tar.json").write_text(sidecar.replace("train-000000.tar", "train-000009.tar"))
     encode(digits_shards, latents, autoencoder, world)
     assert content(latents) == content(encoded)
     for path, mtime in kept.items():
@@ -174,6 +177,26 @@ def test_an_interrupted_overwriting_leaves_no_index(latents, digits_shards, worl
         encode(digits_shards, latents, other_autoencoder(), world, overwrite=True)
     assert not [*latents.glob("*.json")]
     assert not (latents / CODEC).exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["photos.tar", CODEC, "train-000000.tar"])
+def test_files_of_others_are_never_replaced(digits_shards, autoencoder, world, tmp_path, name, overwrite):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=r"--out|damaged"):
+        encode(digits_shards, tmp_path, autoencoder, world, overwrite=overwrite)
+    assert content(tmp_path) == {name: b"mine"}
+
+
+def test_a_damaged_codec_is_replaced_on_request(latents, encoded, digits_shards, autoencoder, world):
+    for path in latents.iterdir():
+        if path.name != CODEC:
+            path.unlink()
+    os.truncate(latents / CODEC, 10_000)
+    with pytest.raises(UserError, match="damaged"):
+        encode(digits_shards, latents, autoencoder, world)
+    encode(digits_shards, latents, autoencoder, world, overwrite=True)
+    assert content(latents) == content(encoded)
 
 
 def test_two_writers_of_a_folder_are_refused(latents, digits_shards, autoencoder, world):

@@ -43,6 +43,47 @@ def test_a_run_is_never_written_over(tiny):
         RunDirectory(config.run_dir).refuse_present()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluations.jsonl",
+        "codec.safetensors",
+        "checkpoints/x",
+        "samples/x",
+        "reports/x",
+    ],
+)
+def test_anything_of_a_run_is_never_written_over(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="already holds a run.*is there"):
+        RunDirectory(str(tmp_path)).acquire(resume=False)
+    with pytest.raises(UserError, match="but no run"):
+        RunDirectory(str(tmp_path)).acquire(resume=True)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_called_lock_that_is_none_stays(tmp_path):
+    (tmp_path / "lock").write_text("mine")
+    with pytest.raises(UserError, match="lock is no lock of a run"):
+        RunDirectory(str(tmp_path)).acquire(resume=False)
+    assert (tmp_path / "lock").read_text() == "mine"
+
+
+def test_what_stands_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").write_text("")
+    for path, what in (
+        ("link", "link: a link to nowhere, which is not"),
+        ("link/run", "link: a"),
+        ("file", "file: not a folder"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be made .*{what}.*another run_dir"):
+            RunDirectory(str(tmp_path / path)).acquire(resume=True)
+
+
 def test_the_configuration_until_a_change_stays(tiny):
     first, second = tiny(), tiny("train.total_images=960")
     run = RunDirectory(first.run_dir)
