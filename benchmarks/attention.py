@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import machine
+from launch.cli import Parser, whole_number
 from model.biglearn import BigLearnModel, ModelConfig
 from model.fused import fused_elbo_terms
 from model.masks import Plan, make_plans, place_order
@@ -266,16 +267,14 @@ def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
     add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    add("--batches", nargs="+", type=int, default=[128, 1024], help="multiples of the 8 groups")
-    add("--plans", type=int, default=2, help="how many of the 16 plans of the default objective")
-    add("--repeats", type=int, default=20)
+    add("--batches", nargs="+", type=whole_number, default=[128, 1024], help="multiples of the 8 groups")
+    add("--plans", type=whole_number, default=2, help="how many of the 16 plans of the default objective")
+    add("--repeats", type=whole_number, default=20)
     add("--graph", action="store_true", help="time replays of CUDA graphs: no launches by the host")
     add("--tune", action="store_true", help="also other block sizes and warps of the kernel")
     add("--out", type=Path, help="write the rows as JSON")

@@ -22,11 +22,11 @@ import tempfile
 import time
 
 from benchmarks.machine import machine
-from launch.cli import run, whole_number
+from launch.cli import Parser, run, whole_number
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=whole_number, default=20)
     parser.add_argument("--calls", type=whole_number, default=20_000)

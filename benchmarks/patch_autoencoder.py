@@ -27,11 +27,12 @@ from tqdm import trange
 from benchmarks.machine import machine
 from data.patches import unpatchify
 from data.stream import Stream
-from launch.cli import find_device, run, whole_number
+from launch.cli import Parser, find_device, run, whole_number
 from model.codec import codes_of
 from trainer.build import open_index, open_stream
 from trainer.checkpoint import newest_whole
 from trainer.config import load_config
+from trainer.model_data import find_data
 from trainer.pictures import sheet
 from trainer.run_directory import RunDirectory
 from trainer.trained import read_patch_autoencoder
@@ -42,13 +43,14 @@ Codec = Callable[[Tensor], Tensor]  # patches (N, 768) to patches
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         prog="benchmarks/patch_autoencoder.py",
     )
     add = parser.add_argument
     add("--run", required=True, metavar="RUN", help="a run of stage 1")
+    add("--shards", metavar="DIR", help="the folder of the data set; default: that of the training")
     add("--images", type=whole_number, metavar="N", help="test images, the first so many; default: all")
     add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     add("--out", type=Path, help="write the rows as JSON")
@@ -56,9 +58,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     device, folder = find_device(options.device), RunDirectory(options.run)
     config = load_config(folder.config)
-    index = open_index(config.data)
+    data = find_data(config.data, options.run, options.shards)
+    index = open_index(data)
     train, test = (
-        open_stream(config.data, index, split, seed, device) for split, seed in (("train", config.seed), ("test", None))
+        open_stream(data, index, split, seed, device) for split, seed in (("train", config.seed), ("test", None))
     )
     images = min(options.images or test.images, test.images)
     _, checkpoint, _ = newest_whole(folder.checkpoints)

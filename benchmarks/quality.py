@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.machine import machine
 from data.files import write_aside
+from launch.cli import Parser, whole_number
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory
 
@@ -63,14 +64,15 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=["vae", "biglearn_u"], choices=["vae", "biglearn_t", "biglearn_u"])
-    add("--seeds", type=int, default=3, help="seeds 0 .. N-1; default: %(default)s")
-    add("--epochs", type=int, default=2, help="default: %(default)s")
-    add("--evaluate-images", type=int, default=2000, metavar="N", help="first test images; default: %(default)s")
+    add("--seeds", type=whole_number, default=3, help="seeds 0 .. N-1; default: %(default)s")
+    add("--epochs", type=whole_number, default=2, help="default: %(default)s")
+    evaluated = "first test images; default: %(default)s"
+    add("--evaluate-images", type=whole_number, default=2000, metavar="N", help=evaluated)
     add("--runs", type=Path, default=Path("runs/quality"), help="run directories; default: %(default)s")
     add("--throughput", type=Path, help="rows of benchmarks/throughput.py, for equal time")
     add("--table-only", action="store_true", help="train nothing, print what is complete")

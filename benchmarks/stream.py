@@ -56,7 +56,7 @@ from data.shards import prepare
 from data.sources import SOURCES
 from data.split_images import SplitImages
 from data.stream import Stream, prefetch
-from launch.cli import run
+from launch.cli import Parser, run, whole_number
 from model.codec import PatchCodec
 from model.patch_autoencoder import PatchAutoencoder
 
@@ -80,17 +80,17 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--source", choices=SOURCES, default="digits", help="default: %(default)s")
     add("--from", dest="folder", metavar="DIR", help="the original files, as --source of launch/prepare.py")
-    add("--images", type=int, default=4096, help="rounded up to shards of 1,024; default: %(default)s")
-    add("--image-size", type=int, default=32, metavar="N", help="pixels; default: %(default)s")
-    add("--patch-size", type=int, default=4, metavar="N", help="pixels; default: %(default)s")
-    add("--batch-size", type=int, default=128, metavar="N", help="default: %(default)s")
-    add("--repeats", type=int, default=7, metavar="N", help="epochs of each form; default: %(default)s")
+    add("--images", type=whole_number, default=4096, help="rounded up to shards of 1,024; default: %(default)s")
+    add("--image-size", type=whole_number, default=32, metavar="N", help="pixels; default: %(default)s")
+    add("--patch-size", type=whole_number, default=4, metavar="N", help="pixels; default: %(default)s")
+    add("--batch-size", type=whole_number, default=128, metavar="N", help="default: %(default)s")
+    add("--repeats", type=whole_number, default=7, metavar="N", help="epochs of each form; default: %(default)s")
     add("--latents", action="store_true", help="also latent shards, for patches of 16")
     add("--out", type=Path, help="JSON; rows of other sources and sizes that it holds stay")
     return parser.parse_args(arguments)

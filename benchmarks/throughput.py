@@ -53,7 +53,7 @@ from benchmarks.machine import machine
 from data.batch import Batch
 from data.config import DataConfig
 from data.shards import prepare
-from launch.cli import run
+from launch.cli import Parser, run, whole_number
 from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
 from model.objective import elbo_terms
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -160,7 +160,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--methods", type=some_of(METHODS), default=list(METHODS), help=f"default: {','.join(METHODS)}")
     add("--modes", type=some_of(MODES), default=list(MODES), help=f"default: {','.join(MODES)}")
     add("--engines", type=some_of(["accelerate", "deepspeed"]), default=["accelerate", "deepspeed"])
-    add("--repeats", type=int, default=16, help="turns; one cycle of plans has 16; default: %(default)s")
+    add("--repeats", type=whole_number, default=16, help="turns; one cycle of plans has 16; default: %(default)s")
     add("--fractions", action="store_true", help="time against the share of mask tokens, too")
     add("--out", type=Path, metavar="FILE", help="write a JSON list of rows")
     add("overrides", nargs="*", metavar="key=value", help="of the configurations, as train.batch_size=1024")

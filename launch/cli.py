@@ -3,10 +3,11 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from data.errors import LostRankError, RankError, UserError, printable
@@ -14,6 +15,7 @@ from launch.orphans import end_with_launchers
 from launch.streams import failure_of, open_streams
 
 LOST, MISTAKE, NON_FINITE, REQUEUE = 1, 2, 3, 75  # exit codes
+_MOST = 2**31 - 1  # of anything that a person counts
 _LAST_WORD_S = 1.0  # launchers end all ranks when one has ended: the first gets time to speak
 
 
@@ -88,10 +90,45 @@ def show_warnings(rank: int) -> None:
         logging.getLogger(package).addHandler(Handler())
 
 
+class Parser(argparse.ArgumentParser):
+    """The arguments of every command. A negative number may be written in any form: argparse itself would take -1e-1
+    for an option."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        return super().parse_known_args(_told_from_options(args), namespace)
+
+    def parse_known_intermixed_args(self, args=None, namespace=None):
+        return super().parse_known_intermixed_args(_told_from_options(args), namespace)
+
+
+def _told_from_options(arguments: Sequence[str] | None) -> list[str]:
+    """Arguments with a space before what argparse does not know for a number: no option begins with a space, and int
+    and float pass over it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return [f" {text}" if _is_unknown_number(text) else text for text in arguments]
+
+
+def _is_unknown_number(text: str) -> bool:
+    if not text.startswith("-") or re.fullmatch(r"-\d+|-\d*\.\d+", text):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def whole_number(text: str) -> int:
     """The type of an option that counts something, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to {_MOST:,}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """The type of --seed, for argparse: the seeds that a configuration may have."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
     return int(text)
 
 

@@ -13,7 +13,7 @@ import argparse
 from functools import partial
 
 from data.index import encode_command
-from launch.cli import run, show_warnings
+from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ An interrupted run goes on where it was when it is started again. --debug shows 
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python launch/encode.py",
         description=__doc__,
         epilog=EXAMPLES,

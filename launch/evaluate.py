@@ -16,7 +16,7 @@ import io
 import json
 
 from data.errors import UserError
-from launch.cli import run, show_warnings, whole_number
+from launch.cli import Parser, run, seed, show_warnings, whole_number
 
 EXAMPLES = """\
 examples:
@@ -27,14 +27,13 @@ examples:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", metavar="DIR", help="a run's directory, a checkpoint or an export")
     add("--compare", nargs="+", metavar="DIR", help="instead: runs that were evaluated, side by side")
     out = "default: reports/ in the run's directory; comparison/ for --compare"
     add("--out", metavar="DIR", help=out)
+    add("--shards", metavar="DIR", help="the folder of the data set; default: that of the training")
     add("--images", type=whole_number, metavar="N", help="test images of the ELBOs; default: all")
     add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
     add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
@@ -42,20 +41,21 @@ def main(arguments: list[str]) -> int:
     add("--draws", type=whole_number, metavar="K", default=4, help="completions of an image; default: %(default)s")
     probed = "training images of the linear probes; default: %(default)s"
     add("--probe-images", type=whole_number, metavar="N", default=10_000, help=probed)
-    add("--seed", type=int, default=0, help="of masks and draws; default: %(default)s")
+    add("--seed", type=seed, default=0, help="of masks and draws; default: %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
     if bool(options.run) == bool(options.compare):
         raise UserError("what is to be measured? Give --run DIR, or --compare DIR DIR ...")
     if options.compare:
-        return compare([Path(path) for path in options.compare], Path(options.out or "comparison"))
+        return compare([Path(path) for path in options.compare], Path(options.out or "comparison"), options.shards)
     return evaluate(options)
 
 
 def evaluate(options: argparse.Namespace) -> int:
     from model.capabilities import BigLearnVAE
     from trainer.assessment import Extent, assess
+    from trainer.model_data import open_images
     from trainer.report import page, words
     from trainer.run_directory import RunDirectory
     from trainer.world import joined_world
@@ -77,7 +77,8 @@ def evaluate(options: argparse.Namespace) -> int:
             vae = BigLearnVAE.load(folder, world.device)
             if not options.out and not directory.config.exists():
                 raise UserError(f"{folder} is no run's directory, where the report would go: give --out DIR")
-        report = assess(vae, world, extent)
+            data, index = open_images(vae.description, folder, options.shards)
+        report = assess(vae, data, index, world, extent)
         with world.agreed():
             if world.is_main:
                 picture = directory.picture(report["images"])
@@ -90,7 +91,7 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare(folders: list[Path], out: Path) -> int:
+def compare(folders: list[Path], out: Path, shards: str | None) -> int:
     from trainer.figures import rendered, training_curves
     from trainer.report import page, read_report, words
     from trainer.run_directory import RunDirectory
@@ -106,7 +107,7 @@ def compare(folders: list[Path], out: Path) -> int:
     are_runs = all(RunDirectory(folder).config.exists() for folder in folders)  # an export has no curves
     if are_runs and len({report["source"] for report in reports.values()}) == 1:
         content = io.BytesIO()
-        rendered(training_curves(folders)).save(content, "png")
+        rendered(training_curves(folders, shards)).save(content, "png")
         pictures = {"Loss and training time (as Fig. 13 of the paper)": content.getvalue()}
     _write(out, {"comparison.html": page("Comparison of runs", reports, pictures)})
     print(words(reports))

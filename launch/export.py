@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 
 from data.errors import UserError
-from launch.cli import run, show_warnings
+from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:
@@ -21,9 +21,7 @@ In Python: `from model.capabilities import BigLearnVAE; vae = BigLearnVAE.load("
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="PATH", help="a run's directory or a checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; what it exports is replaced")
     options = parser.parse_args(arguments)

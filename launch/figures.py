@@ -16,7 +16,7 @@ from functools import partial
 
 from data.errors import UserError
 from data.files import write_aside
-from launch.cli import find_device, run, show_warnings, whole_number
+from launch.cli import Parser, find_device, run, seed, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 
@@ -31,8 +31,8 @@ two runs. A joint VAE as --run has figures 9 and 13 alone.
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/figures.py",
         description=__doc__,
         epilog=EXAMPLES,
@@ -43,13 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", metavar="PATH", help="another run's directory, for figure 13: that of the joint VAE")
     add("--figures", nargs="+", choices=NUMBERS, metavar="N", help=f"of {', '.join(NUMBERS)}; default: all that can be")
     add("--out", metavar="DIR", help="default: reports/figures in the run's directory")
-    add("--seed", type=int, default=0, help="of all draws; default: %(default)s")
+    add("--shards", metavar="DIR", help="the folder of the data set; default: that of the training")
+    add("--seed", type=seed, default=0, help="of all draws; default: %(default)s")
     add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     add(
         "--images",
         type=whole_number,
         metavar="N",
-        help="test images of each figure; default: 3 to 12, as fits the figure",
+        help="test images of each figure; default: 3 to 12, as fits the figure, or all there are",
     )
     return parser
 
@@ -84,8 +85,10 @@ def main(arguments: list[str]) -> int:
 
     # Slow to import: only now, so that --help and mistakes answer at once.
     from model.capabilities import BigLearnVAE
+    from trainer.build import open_stream
     from trainer.figures import FIGURES, draw_figure, rendered, training_curves
     from trainer.metrics import progress
+    from trainer.model_data import open_images
     from trainer.pictures import read_test_images
     from trainer.run_directory import RunDirectory
 
@@ -104,11 +107,13 @@ def main(arguments: list[str]) -> int:
     if not is_run or not options.against:
         impossible["13"] = "it compares two runs: give the directories of both, with --run and --against"
     names = _chosen(options, impossible)
+    if names != ["13"]:
+        test = open_stream(*open_images(vae.description, options.run, options.shards), "test", seed=None)
     for name in progress(names, "figures", shown=True):
         if name == "13":
-            picture = rendered(training_curves([Path(options.run), Path(options.against)]))
+            picture = rendered(training_curves([Path(options.run), Path(options.against)], options.shards))
         else:
-            _, images_BHWC = read_test_images(vae.description.data, options.images or FIGURES[name].images)
+            _, images_BHWC = read_test_images(test, options.images or min(FIGURES[name].images, test.images))
             picture = draw_figure(name, vae, images_BHWC, options.seed)
         _write(picture, out / f"figure-{name}.png")
     print(f"wrote {', '.join(f'figure-{name}.png' for name in names)} into {out}")

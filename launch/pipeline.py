@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import shlex
 
-from launch.cli import MISTAKE, REQUEUE, run, say, whole_number
+from launch.cli import MISTAKE, REQUEUE, Parser, run, say, whole_number
 from launch.ranks import run_ranks
 from trainer.stop import StopRequest
 
@@ -30,7 +30,7 @@ says where each of them lies, and runs can share images, PatchAE and latents.
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python launch/pipeline.py",
         description=__doc__,
         epilog=EXAMPLES,

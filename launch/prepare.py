@@ -13,7 +13,7 @@ from data.errors import UserError
 from data.index import read_index
 from data.sources import SOURCES
 from data.verify import verify
-from launch.cli import run, whole_number
+from launch.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:
@@ -27,8 +27,8 @@ An interrupted run goes on where it was when it is started again. --debug shows 
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/prepare.py",
         description=__doc__,
         epilog=EXAMPLES,

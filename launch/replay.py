@@ -11,7 +11,7 @@ import json
 import math
 
 from data.errors import UserError
-from launch.cli import run, show_warnings
+from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 example:
@@ -24,9 +24,7 @@ _SHOWN = 10  # of the images and parameters, the worst ones
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, metavar="DIR", help="the directory of the run")
     parser.add_argument("--step", required=True, type=int, metavar="N", help="the step, as in metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -35,6 +33,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     from trainer.config import load_config
+    from trainer.model_data import find_data
     from trainer.replay import replay
     from trainer.run_directory import RunDirectory
     from trainer.world import joined_world
@@ -42,7 +41,11 @@ def main(argv: list[str]) -> int:
     directory = RunDirectory(arguments.run)
     if not directory.config.exists():
         raise UserError(f"{arguments.run} holds no run: give the run_dir of one with --run")
-    config = load_config(directory.config, [*arguments.overrides, f"run_dir={arguments.run}"])
+    config = load_config(directory.config, arguments.overrides)
+    of_images = () if config.data.code_dim and config.data.encode == "ahead" else ("shards",)
+    needed = (*of_images, "latents") if config.data.code_dim else of_images
+    data = find_data(config.data, arguments.run, needed=needed, option="data.{}=DIR")
+    config = config.model_copy(update={"run_dir": arguments.run, "data": data})
     if not 1 <= arguments.step <= config.steps:
         raise UserError(f"the run has the steps 1 to {config.steps:,}: --step {arguments.step} is none of them")
     with joined_world(config.engine.device) as world:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import math
 
-from launch.cli import run, show_warnings, whole_number
+from launch.cli import Parser, run, seed, show_warnings, whole_number
 
 KINDS = ("random", "block", "half", "stroke")
 
@@ -27,8 +27,8 @@ alpha 0 in --mask, or what --hide takes away. --debug shows the traceback of an 
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/sample.py",
         description=__doc__,
         epilog=EXAMPLES,
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
 
-    def command(name: str, what: str, example: str, images: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, what: str, example: str, images: bool = True) -> Parser:
         added = commands.add_parser(
             name,
             help=what,
@@ -47,13 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         add = added.add_argument
         add("--model", required=True, metavar="PATH", help="a run's directory, a checkpoint or an export")
         add("--out", metavar="DIR", default=f"samples/{name}", help="default: %(default)s")
-        add("--seed", type=int, default=0, help="of all draws; default: %(default)s")
+        add("--seed", type=seed, default=0, help="of all draws; default: %(default)s")
         add("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
         add("--batch-size", type=whole_number, default=256, metavar="N", help="images at once; default: %(default)s")
         add("--columns", type=whole_number, default=12, metavar="N", help="images in the sheet; default: %(default)s")
         if images:
             add("--images", nargs="+", metavar="PATH", help="image files, folders of them, .npy arrays")
             add("--test", type=whole_number, metavar="N", help="instead: N test images of the model's data set")
+            add("--shards", metavar="DIR", help="of --test: the folder of the data set; default: as in training")
             add("--mask", metavar="FILE", help="an image or .npy array, black, 0 or transparent where nothing is known")
             add("--hide", choices=KINDS, help="take patches away, in this shape")
             add(
@@ -98,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     over.add_argument("--steps", type=whole_number, default=8, metavar="N", help="default: %(default)s")
     vary = command("vary-z", "what one dimension of z changes, x_S given", "--test 8 --hide random --dimensions 0 1 2")
     vary.add_argument("--dimensions", type=int, nargs="+", metavar="D", help="default: the first 8")
-    vary.add_argument("--delta", type=_finite, default=5.0, help="what is added; default: %(default)s")
+    vary.add_argument("--delta", type=_change, default=5.0, help="what is added; default: %(default)s")
     change = command("vary-x", "what a change of the known pixels does to z", "--test 8 --delta 0.2")
-    change.add_argument("--delta", type=_finite, default=0.1, help="added to each known pixel; default: %(default)s")
+    change.add_argument("--delta", type=_change, default=0.1, help="added to each known pixel; default: %(default)s")
     change.add_argument("--changed", nargs="+", metavar="PATH", help="instead: the same images, changed")
     command("bound", "bounds of log p(x), or of log p(x_T | x_S) with --hide", "--test 100").add_argument(
         "--samples", type=whole_number, default=64, metavar="K", help="importance weights; default: %(default)s"
@@ -108,20 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _finite(text: str) -> float:
+def _change(text: str) -> float:
+    return _number(text, -1e6, 1e6)  # far beyond any pixel and any code
+
+
+def _share(text: str) -> float:
+    return _number(text, 0, 1)
+
+
+def _number(text: str, least: float, most: float) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _finite(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text.strip()} is not a number from {least:,} to {most:,}")
     return value
 
 

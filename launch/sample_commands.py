@@ -18,7 +18,9 @@ from launch.cli import find_device
 from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind
 from model.observation import Observation
+from trainer.build import open_stream
 from trainer.metrics import progress
+from trainer.model_data import open_images
 from trainer.pictures import Row, read_test_images, sheet, shown
 
 
@@ -68,10 +70,13 @@ def _images(vae: BigLearnVAE, options: Namespace) -> tuple[list[str], Observatio
     size = vae.description.data.image_size
     if options.images and options.test:
         raise UserError("--images and --test are two sources: give one of them")
+    if options.shards and not options.test:
+        raise UserError("--shards is the folder of the images of --test: give --test N, or leave --shards out")
     if options.images:
         names, images_NHWC = read_incomplete([Path(path) for path in options.images], size)
     elif options.test:
-        position_N, images_NHWC = read_test_images(vae.description.data, options.test)
+        data, index = open_images(vae.description, options.model, options.shards)
+        position_N, images_NHWC = read_test_images(open_stream(data, index, "test", seed=None), options.test)
         names = [f"test-{n}" for n in position_N.tolist()]
     elif options.command == "decode":
         return [], None

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 
 from data.errors import LostRankError, NonFiniteError
-from launch.cli import LOST, NON_FINITE, REQUEUE, run, say, show_warnings
+from launch.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
 from trainer.stop import StopRequest
 
 EXAMPLES = """\
@@ -25,7 +25,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     stop = StopRequest().listen()  # before the slow imports: a signal never finds a run without its handler
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train a VAE or a BigLearn-VAE from shards of images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

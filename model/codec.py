@@ -53,9 +53,17 @@ class PatchCodec(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The content of a file that `read_codec` reads."""
-        tensors = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
-        # One entry: safetensors writes several in any order, and the same codec must give the same bytes.
-        return save(tensors, {"of": f"{self.images} {self.checksum}"})
+        return to_safetensors(self.state_dict(), {"of": f"{self.images} {self.checksum}"})
+
+
+def to_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A file of tensors with this metadata, and the format that loaders ask for. The same bytes each time."""
+    content = save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"format": "pt"} | metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes it in any order
+    written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + written.ljust(end - 8) + content[end:]
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import UserError
 from data.files import write_aside
 from model.biglearn import BigLearnModel, Method, ModelConfig
-from model.codec import CODEC, PatchCodec, read_codec
+from model.codec import CODEC, PatchCodec, read_codec, to_safetensors
 from model.objective import ObjectiveConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -37,6 +37,7 @@ class Description(BaseModel, extra="forbid", frozen=True):
     objective: ObjectiveConfig
     seed: int
     images: int = Field(ge=0)  # it was trained on so many
+    data_checksum: str | None = None  # of the index of these images, where it is known
 
     def build(self, weights: dict[str, Tensor]) -> BigLearnModel:
         """The model with these weights, on the CPU, not to be trained. UserError that names what does not fit."""
@@ -59,7 +60,7 @@ def write_export(folder: Path, description: Description, weights: dict[str, Tens
     """Write the files; the configuration, which has the checksums of the others, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     values = description.model_dump(mode="json")
-    contents = {WEIGHTS: save({name: value.cpu().contiguous() for name, value in weights.items()})}
+    contents = {WEIGHTS: to_safetensors(weights, {})}
     if codec:
         contents[CODEC] = codec.to_bytes()
     for name, content in contents.items():

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.config import DataConfig
+from data.index import Index
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.masks import KINDS, observed_of_kind
 from model.task import BigLearnTask
-from trainer.build import open_index, open_stream
+from trainer.build import open_stream
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.inpainting import References, fillers, scores
 from trainer.metrics import progress
@@ -48,11 +50,9 @@ class Extent:
     seed: int = 0
 
 
-def assess(vae: BigLearnVAE, world: World, extent: Extent) -> dict:
-    """The report, on all ranks. Collective. UserError where the data set is not there."""
+def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> dict:
+    """The report, on all ranks. Collective. data, index: the images, as `trainer.model_data.open_images` finds them."""
     with world.agreed():
-        data = vae.description.data
-        index = open_index(data)
         train, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
         tokens = open_stream(data, index, "test", None, world.device, vae.codec) if vae.codec else test
     description = vae.description
@@ -88,10 +88,10 @@ def _gathered(world: World, parts: list[Tensor]) -> Tensor:
     return torch.cat([part for of_rank in world.gather(parts) for part in of_rank])
 
 
-def _mean(value_B: Tensor) -> dict[str, float]:
-    """Mean and standard error."""
+def _mean(value_B: Tensor) -> dict[str, float | None]:
+    """Mean and standard error, which a single value has not."""
     value_B = value_B.double()
-    error = value_B.std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else 0.0
+    error = value_B.std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else None
     return {"mean": value_B.mean().item(), "standard_error": error}
 
 

@@ -20,6 +20,7 @@ from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind, place_masks
 from model.observation import Observation
 from trainer.config import load_config
+from trainer.model_data import find_data
 from trainer.pictures import Row, panels, sheet, shown
 from trainer.run_directory import RunDirectory
 
@@ -242,8 +243,11 @@ def epochs_of(lines: list[dict], images: int) -> Epochs:
     return Epochs([*end_of.values()], losses, [*seconds_of.values()])
 
 
-def training_curves(runs: list[Path]) -> Curves:
-    """Fig. 13: loss and cumulative training time per epoch of runs on one data set."""
+def training_curves(runs: list[Path], shards: str | None = None) -> Curves:
+    """Fig. 13: loss and cumulative training time per epoch of runs on one data set.
+
+    shards: its folder; None: where `find_data` finds that of each run.
+    """
     configs = [load_config(RunDirectory(run).config) for run in runs]
     sources = {config.data.source for config in configs}
     if len(sources) > 1:
@@ -255,8 +259,11 @@ def training_curves(runs: list[Path]) -> Curves:
         lines = RunDirectory(run).lines()
         if not lines:
             raise UserError(f"{run / 'metrics.jsonl'} has no step: give a run that has trained")
-        command = partial(prepare_command, config.data.source, config.data.shards)
-        epochs = epochs_of(lines, read_index(config.data.shards, command).images["train"])
+        folder = find_data(config.data, run, shards).shards
+        index = read_index(folder, partial(prepare_command, config.data.source, folder))
+        if index.source != config.data.source:
+            raise UserError(f"{folder} holds {index.source}, not {config.data.source}: give another --shards")
+        epochs = epochs_of(lines, index.images["train"])
         label = f"{config.method} ({run.resolve().name})"
         loss_axes.plot(epochs.end, epochs.loss, label=label)
         time_axes.plot(epochs.end, [seconds / 60 for seconds in epochs.seconds], label=label)

@@ -6,7 +6,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.config import DataConfig
 from data.errors import UserError
 from data.patches import unpatchify
 from data.stream import Stream
@@ -16,7 +15,6 @@ from model.masks import place_masks
 from model.observation import Observation
 from model.patch_autoencoder import PatchAutoencoder
 from model.task import EVALUATION_SEED
-from trainer.build import open_index, open_stream
 
 _SCALE_TO = 64  # pixels of the side of one image in the sheet, at least
 _GAP, _LABEL_WIDTH, _TEXT, _HEADING = 4, 190, 15, 19
@@ -62,12 +60,11 @@ def read_images(stream: Stream, position_B: Tensor, codec: PatchCodec | None = N
     return unpatchify(x_BLD.float().cpu(), round((x_BLD.shape[-1] / 3) ** 0.5))
 
 
-def read_test_images(data: DataConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Test images spread over the split, so that classes mix: their positions (N,) and the images (N, H, W, 3)."""
-    stream = open_stream(data, open_index(data), "test", seed=None)
+def read_test_images(stream: Stream, count: int) -> tuple[Tensor, Tensor]:
+    """Images spread over the test split, so that classes mix: their positions (N,) and the images (N, H, W, 3)."""
     if count > stream.images:
-        raise UserError(f"there are {stream.images:,} test images: ask for at most so many")
-    position_N = torch.arange(count) * (stream.images // count)
+        raise UserError(f"{count:,} test images are asked for, {stream.images:,} are there: ask for at most so many")
+    position_N = _spread(stream, count)
     return position_N, read_images(stream, position_N)
 
 

@@ -101,7 +101,10 @@ def _bound_keys(reports: Reports) -> list[tuple[str, int]]:
 
 def _bound_text(report: dict, of: str, samples: int) -> str:
     found = [row for row in report["bounds"] if (row["of"], row["samples"]) == (of, samples)]
-    return f"{found[0]['mean']:.1f} ± {found[0]['standard_error']:.1f}" if found else "—"
+    if not found:
+        return "—"
+    error = found[0]["standard_error"]
+    return f"{found[0]['mean']:.1f}" + (f" ± {error:.1f}" if error is not None else "")
 
 
 def _plots(reports: Reports) -> dict[str, Callable[[Reports], Figure]]:

@@ -29,6 +29,7 @@ class _Identity(BaseModel):
 
     id: str
     starts: int = Field(0, ge=0)
+    started_in: str | None = None
 
 
 class RunDirectory:
@@ -102,6 +103,7 @@ class RunDirectory:
         content = dump_config(config).encode()
         known = self._read_identity()
         identity = {"id": known.get("id") or uuid.uuid4().hex, "starts": known.get("starts", 0) + 1}
+        identity["started_in"] = os.getcwd()
         write_aside(self._identity, json.dumps(identity).encode())
         if self.config.exists() and (before := self.config.read_bytes()) != content:
             write_aside(self.path / f"config-until-{images:012d}.yaml", before)
@@ -126,8 +128,13 @@ class RunDirectory:
         """How often the run was started, or went on."""
         return self._read_identity().get("starts", 0)
 
+    @property
+    def started_in(self) -> str | None:
+        """The working folder of the last start, from which the relative paths of the configuration are meant."""
+        return self._read_identity().get("started_in")
+
     def _read_identity(self) -> dict:
-        """The id and the number of starts; empty where they cannot be read."""
+        """What run.json holds; empty where they cannot be read."""
         try:
             return _Identity.model_validate_json(self._identity.read_bytes()).model_dump()
         except (OSError, ValueError):

@@ -26,7 +26,9 @@ def read_trained(path: Path) -> tuple[Description, dict[str, Tensor], PatchCodec
             f"{run.codec} is absent, without which codes are no images: copy it from where the run was made"
         )
     codec = _codec(run, checkpoint) if config.data.code_dim else None
-    return describe(config, checkpoint.state.images), _model_weights(checkpoint), codec
+    checksum = checkpoint.state.identity.get("data_checksum")
+    description = describe(config, checkpoint.state.images, checksum if isinstance(checksum, str) else None)
+    return description, _model_weights(checkpoint), codec
 
 
 def _codec(run: RunDirectory, checkpoint: Checkpoint) -> PatchCodec:
@@ -52,9 +54,17 @@ def read_patch_autoencoder(path: Path) -> PatchAutoencoder:
     return autoencoder.requires_grad_(False).eval()
 
 
+def run_of(path: Path) -> RunDirectory:
+    """The run of a checkpoint; of any other path, that path as a run."""
+    return RunDirectory(path.resolve().parent.parent if _is_checkpoint(path) else path)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "manifest.json").exists()
+
+
 def _read(path: Path) -> tuple[RunDirectory, Config, Checkpoint]:
-    is_checkpoint = (path / "manifest.json").exists()
-    run = RunDirectory(path.resolve().parent.parent if is_checkpoint else path)
+    run, is_checkpoint = run_of(path), _is_checkpoint(path)
     if is_checkpoint and not run.config.exists():
         raise UserError(f"{path} is a checkpoint without its run: leave it in the run's checkpoints/, or export it")
     if not run.config.exists():
@@ -74,8 +84,8 @@ def _model_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in checkpoint.tensors["ema"].items()}
 
 
-def describe(config: Config, images: int) -> Description:
-    """What a model of this configuration is after so many training images."""
+def describe(config: Config, images: int, data_checksum: str | None = None) -> Description:
+    """What a model of this configuration is after so many training images, those of an index of this checksum."""
     return Description(
         method=config.method,
         data=config.data,
@@ -83,4 +93,5 @@ def describe(config: Config, images: int) -> Description:
         objective=config.objective,
         seed=config.seed,
         images=images,
+        data_checksum=data_checksum,
     )

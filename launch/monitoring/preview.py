@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from data.errors import UserError
-from launch.cli import run, whole_number
+from launch.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ FOLDER = Path(__file__).with_name("grafana") / "dashboards"
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python launch/monitoring/preview.py",
         description=__doc__,
         epilog=EXAMPLES,

@@ -22,7 +22,7 @@ from os import environ
 import yaml
 
 from data.errors import UserError
-from launch.cli import run, whole_number
+from launch.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:
@@ -91,8 +91,8 @@ def main(arguments: list[str]) -> int:
 _DISTANCES = {"prometheus": 0, "pushgateway": 1, "alertmanager": 3}  # as their usual ports: 9090, 9091, 9093
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/monitoring/up.py",
         description=__doc__,
         epilog=EXAMPLES,

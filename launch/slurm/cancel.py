@@ -14,7 +14,7 @@ import time
 from tqdm import tqdm
 
 from data.errors import UserError
-from launch.cli import run
+from launch.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Queued, cancel, live_jobs, note, read_queue
 
 EXAMPLES = """\
@@ -30,7 +30,7 @@ _AGAIN_S = 15.0  # a signal is lost where the ranks are not there yet
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python launch/slurm/cancel.py",
         description=__doc__,
         epilog=EXAMPLES,

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import argparse
 
 from data.errors import UserError
-from launch.cli import run
+from launch.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Event, Queued, jobs_of, read_queue
 
 EXAMPLES = """\
@@ -29,7 +29,7 @@ _ENDS = {
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python launch/slurm/status.py",
         description=__doc__,
         epilog=EXAMPLES,

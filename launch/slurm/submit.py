@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from launch.cli import run, whole_number
+from launch.cli import Parser, run, whole_number
 
 if TYPE_CHECKING:
     from launch.slurm.cluster import Profile
@@ -92,8 +92,8 @@ def _submit(order: "_Order", at_once: int | None) -> list[str]:
     return numbers
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python launch/slurm/submit.py",
         description=__doc__,
         epilog=EXAMPLES,

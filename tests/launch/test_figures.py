@@ -67,7 +67,7 @@ def test_every_number_can_be_asked_for():
     [
         (("--figures", "13"), "give the directories of both"),
         (("--figures", "13", "--against", "nowhere"), "nowhere"),
-        (("--figures", "3", "--images", "99999"), "360 test images"),
+        (("--figures", "3", "--images", "99999"), "360 are there"),
         (("--run", "nowhere"), "holds no run, no checkpoint and no export"),
         (("--figures", "9", "--out", "README.md"), "choose another --out"),
     ],

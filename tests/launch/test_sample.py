@@ -1,6 +1,7 @@
 """launch/sample.py and launch/export.py as a person starts them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from data.errors import UserError
 from launch import sample
+from launch.cli import Parser
 from model.masks import KINDS
 
 TEST = ("--test", "6")
@@ -60,6 +62,39 @@ def test_every_command_writes_its_sheet_and_its_arrays(called, tmp_path, name):
     assert (tmp_path / f"{name}.png").exists() == (name not in WITHOUT_SHEET)
     if name not in WITHOUT_SHEET:
         assert Image.open(tmp_path / f"{name}.png").width > 300
+
+
+@pytest.mark.parametrize("text", ["-1e-1", "-.5", "-5", "-5.", "-1_000", "-2E+2"])
+def test_a_negative_number_may_be_written_in_any_form(text):
+    arguments = ["--model", "run", "--test", "2", "--delta", text, "--dimensions", "1", "-2", "-1_0", "--out", "-5"]
+    options = sample._parser().parse_args(["vary-z", *arguments])
+    assert (options.delta, options.dimensions, options.out) == (float(text), [1, -2, -10], "-5")
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(("--delta", text) for text in ("nan", "-inf", "1e400", "-1e400", "1e39", "five")),
+        *(("--s-ratio", text) for text in ("-1e-1", "1.5")),
+        *(("--seed", text) for text in ("-1", "1e3", str(2**63))),
+        *(("--test", text) for text in ("0", "-1e0", str(10**20))),
+        ("--dimensions", "-1e0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_as_such(capsys, option, text):
+    with pytest.raises(SystemExit) as left:
+        sample._parser().parse_args(["vary-z", "--model", "run", option, text])
+    assert left.value.code == 2
+    assert re.search(rf"error: argument {option}: .*{re.escape(text)}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("parse", ["parse_args", "parse_intermixed_args"])
+def test_a_negative_number_is_told_from_options_and_overrides(parse):
+    parser = Parser()
+    parser.add_argument("--values", type=float, nargs=2)
+    parser.add_argument("overrides", nargs="*")
+    options = getattr(parser, parse)(["--values", "-1e-1", "-2.", "seed=-1e3"])
+    assert (options.values, options.overrides) == ([-0.1, -2.0], ["seed=-1e3"])
 
 
 def test_every_command_is_tried_and_has_an_example():
@@ -144,7 +179,7 @@ def test_dropped_pixels_are_said(called, tmp_path, capsys):
         (("generate", "--model", "nowhere"), "holds no run, no checkpoint and no export"),
         (("reconstruct",), "Give --images PATH"),
         (("reconstruct", "--test", "2", "--images", "x.png"), "give one of them"),
-        (("reconstruct", "--test", "99999"), "360 test images"),
+        (("reconstruct", "--test", "99999"), "360 are there"),
         (("reconstruct", "--images", "nowhere.png"), "does not exist"),
         (("reconstruct", "--test", "2", "--hide", "half"), "needs whole images"),
         (("decode", "--codes", "README.md"), "holds no codes"),

@@ -1,5 +1,6 @@
 """What a model that learned the digits can do (Table 2), through the Python interface."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
 from data.index import load_index
@@ -335,6 +338,19 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"trainer", "
     again.export(tmp_path / "twice")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_an_export_has_the_format_that_loaders_ask_for_and_older_ones_without_it_load(vae, digits, tmp_path):
+    vae.export(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    with safe_open(weights, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    save_file(load_file(weights), weights)
+    values = json.loads(config.read_text()) | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    del values["data_checksum"]
+    config.write_text(json.dumps(values))
+    older = BigLearnVAE.load(tmp_path)
+    torch.testing.assert_close(older.encode(digits[:2]).mu_BZ, vae.encode(digits[:2]).mu_BZ)
 
 
 def test_a_damaged_or_foreign_export_is_refused(vae, tmp_path):

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
@@ -38,6 +39,15 @@ def test_a_codec_comes_back_from_its_file(codec, path):
     assert (found.patch_autoencoder, found.checksum) == (codec.patch_autoencoder, codec.checksum)
     assert all(torch.equal(found.state_dict()[name], value) for name, value in codec.state_dict().items())
     assert not any(p.requires_grad for p in found.parameters())
+
+
+def test_its_file_has_the_format_that_loaders_ask_for_and_the_same_bytes_each_time(codec, path):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata == {"format": "pt", "of": f"{codec.images} {codec.checksum}"}
+    assert len({codec.to_bytes() for _ in range(20)}) == 1
+    save_file(load_file(path), path, {"of": metadata["of"]})  # as files were that have no format
+    assert read_codec(path).checksum == codec.checksum
 
 
 def test_the_checksum_is_of_every_weight():

@@ -13,6 +13,7 @@ from model.export import Description
 from model.observation import observe
 from trainer.assessment import Extent, assess
 from trainer.inpainting import References, fillers, nearest, scores
+from trainer.model_data import open_images
 from trainer.probe import accuracy, features_of
 from trainer.report import page, read_report, words
 
@@ -132,6 +133,12 @@ def test_a_probe_tells_what_its_features_tell():
     assert accuracy(told[:400], label_N[:400], told[400:], label_N[400:], pca=1) < 0.6  # the largest part is noise
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_probe_of_images_that_are_all_alike_guesses():
+    same, label_N = np.ones((4, 6)), np.array([0, 1, 0, 1])
+    assert accuracy(same, label_N, same, label_N) == accuracy(same, label_N, same, label_N, pca=2) == 0.5
+
+
 def test_features_of_pixels_have_the_mean_where_nothing_is_known(vae):
     x = images(2)[..., :1].expand(-1, -1, -1, 3)
     features = features_of(vae, torch.full((32, 32, 3), 0.25))
@@ -142,8 +149,13 @@ def test_features_of_pixels_have_the_mean_where_nothing_is_known(vae):
 
 
 @pytest.fixture(scope="module")
-def report(vae, world):
-    return assess(vae, world, SMALL)
+def images_of_vae(vae, digits_run):
+    return open_images(vae.description, digits_run)
+
+
+@pytest.fixture(scope="module")
+def report(vae, images_of_vae, world):
+    return assess(vae, *images_of_vae, world, SMALL)
 
 
 def test_the_report_holds_every_figure(vae, report):
@@ -176,14 +188,14 @@ def test_the_page_is_self_contained_and_names_cannot_break_it(report):
     assert "BigLearnELBO" in words({"run": report})
 
 
-def test_few_images_and_a_model_without_likelihood(vae, world):
+def test_few_images_and_a_model_without_likelihood(vae, images_of_vae, world):
     values = vae.description.model_dump()
     values["objective"]["beta"] = 0
     description = Description.model_validate(values)
     few = Extent(
         images=2, bound_images=1, inpainting_images=1, draws=1, references=1, probe_images=12, probe_test_images=5
     )
-    report = assess(BigLearnVAE(vae.model, description), world, few)
+    report = assess(BigLearnVAE(vae.model, description), *images_of_vae, world, few)
     assert report["bounds"] == []
     assert "12 principal components of pixels" in {row["features"] for row in report["probe"]}
     assert "BigLearnELBO" in page("run", {"run": report}, {})

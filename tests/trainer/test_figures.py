@@ -10,8 +10,10 @@ from PIL import Image
 from data.errors import UserError
 from model.capabilities import BigLearnVAE
 from trainer import figures
+from trainer.build import open_stream
 from trainer.config import dump_config, load_config
 from trainer.figures import FIGURES, S_RATIOS, draw_figure, nested_parts, strokes_of, training_curves
+from trainer.model_data import open_images
 from trainer.pictures import read_test_images, shown
 
 EPOCH = 1437  # training images of digits
@@ -36,8 +38,8 @@ def vae(digits_run) -> BigLearnVAE:
 
 
 @pytest.fixture(scope="module")
-def images_BHWC(vae):
-    return read_test_images(vae.description.data, 4)[1]
+def images_BHWC(vae, digits_run):
+    return read_test_images(open_stream(*open_images(vae.description, digits_run), "test", seed=None), 4)[1]
 
 
 @pytest.fixture
