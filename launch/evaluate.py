@@ -116,10 +116,10 @@ def compare(folders: list[Path], out: Path, shards: str | None) -> int:
 
 
 def _write(out: Path, files: dict[str, str]) -> None:
-    from data.files import write_aside
+    from data.files import make_folder, write_aside
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for name, content in files.items():
             write_aside(out / name, content.encode())
     except OSError as error:

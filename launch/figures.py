@@ -15,7 +15,7 @@ import io
 from functools import partial
 
 from data.errors import UserError
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from launch.cli import Parser, find_device, run, seed, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
@@ -71,7 +71,7 @@ def _write(picture, path: Path) -> None:
     content = io.BytesIO()
     picture.save(content, "png")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_aside(path, content.getvalue())
     except OSError as error:
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from data.incomplete import load_numbers, read_incomplete, read_mask
 from launch.cli import find_device
 from model.capabilities import BigLearnVAE
@@ -47,7 +47,7 @@ def sample(options: Namespace) -> int:
     content = io.BytesIO()
     np.savez(content, **arrays)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_aside(out / f"{options.command}.npz", content.getvalue())
         written = [str(out / f"{options.command}.npz")]
         if result.rows:

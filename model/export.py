@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import UserError
-from data.files import write_aside
+from data.files import make_folder, write_aside
 from model.biglearn import BigLearnModel, Method, ModelConfig
 from model.codec import CODEC, PatchCodec, read_codec, to_safetensors
 from model.objective import ObjectiveConfig
@@ -57,16 +57,31 @@ class Description(BaseModel, extra="forbid", frozen=True):
 
 
 def write_export(folder: Path, description: Description, weights: dict[str, Tensor], codec: PatchCodec | None) -> None:
-    """Write the files; the configuration, which has the checksums of the others, comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the files; the configuration, which has the checksums of the others, comes first.
+
+    UserError, and nothing is written, where files of these names are there that no configuration of ours names.
+    """
+    make_folder(folder)
+    theirs = [name for name in (CONFIG, WEIGHTS, CODEC) if (folder / name).exists()]
+    if theirs and not _is_ours(folder / CONFIG):
+        raise UserError(f"{folder / theirs[0]} is of no export of this program: choose another --out, or move it away")
     values = description.model_dump(mode="json")
     contents = {WEIGHTS: to_safetensors(weights, {})}
     if codec:
         contents[CODEC] = codec.to_bytes()
+    values |= {_CHECKSUM_OF[name]: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    write_aside(folder / CONFIG, (json.dumps(values, indent=1) + "\n").encode())
     for name, content in contents.items():
         write_aside(folder / name, content)
-        values[_CHECKSUM_OF[name]] = hashlib.sha256(content).hexdigest()
-    write_aside(folder / CONFIG, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a configuration is that of an export, of whatever version."""
+    try:
+        values = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"format", "method", _CHECKSUM_OF[WEIGHTS]} <= values.keys()
 
 
 def read_export(folder: Path) -> tuple[Description, dict[str, Tensor], PatchCodec | None]:

@@ -222,11 +222,16 @@ def _text(job: "Job", profile: "Profile", written_by: str) -> str:
     return script(job, profile, Path.cwd(), written_by)
 
 
+_HEADS = ("#!/bin/bash\n# Written by: ", "method: ")  # of the scripts and configurations that this command writes
+
+
 def _write(path: Path, text: str) -> None:
-    from data.files import write_aside
+    from data.files import make_folder, write_aside
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        if path.exists() and not path.read_text(errors="replace").startswith(_HEADS):
+            raise UserError(f"{path} was not written by this command: choose another run_dir=..., or move it away")
         write_aside(path, text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another run_dir=...") from None

@@ -353,6 +353,18 @@ def test_an_export_has_the_format_that_loaders_ask_for_and_older_ones_without_it
     torch.testing.assert_close(older.encode(digits[:2]).mu_BZ, vae.encode(digits[:2]).mu_BZ)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "codec.safetensors"])
+def test_an_export_replaces_exports_and_nothing_else(vae, tmp_path, name):
+    (tmp_path / name).write_text('{"architectures": ["of another model"]}')
+    with pytest.raises(UserError, match=f"{name} is of no export of this program"):
+        vae.export(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"architectures": ["of another model"]}']
+    vae.export(tmp_path / "own")
+    (tmp_path / "own/model.safetensors").write_text("cut short by a kill")
+    vae.export(tmp_path / "own")
+    BigLearnVAE.load(tmp_path / "own")
+
+
 def test_a_damaged_or_foreign_export_is_refused(vae, tmp_path):
     folder = tmp_path / "model"
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data.errors import UserError
 from launch.slurm.jobs import Event, jobs_of
 from launch.slurm.status import _end
 
@@ -51,3 +52,19 @@ def test_a_torn_line_is_no_event(tmp_path):
 )
 def test_how_a_job_ended(lines, state):
     assert _end(events(*lines)) == state
+
+
+@pytest.mark.parametrize("name", ["train.sh", "train.yaml"])
+def test_files_of_a_person_in_a_folder_called_slurm_stay(tmp_path, name):
+    from launch.slurm.submit import _write
+
+    path = tmp_path / "slurm" / name
+    path.parent.mkdir()
+    path.write_text("#!/bin/bash\nmine\n")
+    with pytest.raises(UserError, match="was not written by this command"):
+        _write(path, "#!/bin/bash\n# Written by: x\n")
+    assert path.read_text() == "#!/bin/bash\nmine\n"
+    path.unlink()
+    for text in ("#!/bin/bash\n# Written by: x\n", "method: vae\n"):
+        _write(path, text)
+        assert path.read_text() == text
