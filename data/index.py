@@ -1,5 +1,6 @@
 """The index of a folder of shards: what is in it, and where every record lies. Read, never trusted."""
 
+import errno
 import hashlib
 import math
 import os
@@ -295,7 +296,14 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
     path = Path(root) / shard.name
     try:
         file = path.open("rb")
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}: ask its owner to let you read it (chmod a+rX)") from None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            wanted = len(index.shards) + 256
+            raise UserError(
+                f"{path}: {error.strerror}: allow more with `ulimit -n {wanted}`, or its hard limit"
+            ) from None
         reason = error.strerror
     else:
         size = os.fstat(file.fileno()).st_size

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 
 # OpenMP's threads spin while they wait for one another, by default for milliseconds: where cores are shared with
 # other ranks or jobs, that spins the work away. After 10,000 rounds (some 20 microseconds) they sleep: the same
@@ -22,4 +23,13 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_mmap_max, 0)  # and large blocks lie in the heap
 
 
+def _allow_open_files() -> None:
+    """Each shard of a data set stays open, and shells allow 1,024 files where the system allows many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 _keep_freed_memory()
+_allow_open_files()

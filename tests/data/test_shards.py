@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from data.errors import UserError
 from data.index import load_index
 from data.shards import prepare
 from data.sources import SOURCES
+from data.split_images import SplitImages
 from data.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -440,6 +442,22 @@ def test_a_missing_folder_names_the_command(tmp_path):
         with pytest.raises(UserError, match="does not exist") as caught:
             load_index(tmp_path / name)
         assert command in str(caught.value)
+
+
+def test_too_many_open_files_and_no_permission_are_said_as_such(digits, shared_folder, as_nobody):
+    root = Path(shutil.copytree(digits[1], shared_folder / "shards"))
+    root.chmod(0o755)
+    (root / "train-000000.tar").chmod(0o600)
+    with as_nobody(), pytest.raises(UserError, match=r"train-000000.tar: Permission denied: ask its owner"):
+        load_index(root)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_files = len(os.listdir("/proc/self/fd")) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 1, hard))
+    try:
+        with pytest.raises(UserError, match=r"Too many open files: allow more of them with `ulimit -n \d+`"):
+            SplitImages(digits[0], digits[1], "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_missing_and_cut_shards_are_refused(digits, tmp_path):

@@ -54,3 +54,8 @@ def test_a_tilde_behind_an_option_is_the_home(start, tmp_path):
     done = start("python", "launch/prepare.py", "digits", "--out=~/shards", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "shards/index.json").exists()
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(root):
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256)); import launch"
+    assert run(root, code + "; print(*resource.getrlimit(resource.RLIMIT_NOFILE))") == ["256", "256"]
