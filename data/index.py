@@ -300,10 +300,8 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
         raise UserError(f"{path}: {error.strerror}: ask its owner to let you read it (chmod a+rX)") from None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            wanted = len(index.shards) + 256
-            raise UserError(
-                f"{path}: {error.strerror}: allow more with `ulimit -n {wanted}`, or its hard limit"
-            ) from None
+            more = f"`ulimit -n {len(index.shards) + 256}`"
+            raise UserError(f"{path}: {error.strerror}: allow more of them with {more}") from None
         reason = error.strerror
     else:
         size = os.fstat(file.fileno()).st_size
