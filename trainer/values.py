@@ -166,9 +166,9 @@ def _number(text: str, kind: type[int] | type[float], where: str) -> int | float
     number = Decimal(text.replace("_", "")) if _NUMBER.fullmatch(text) else None
     if number is None or (kind is int and number != number.to_integral_value()):
         of_kind = "integer, as 64, 1e5 or 1_000" if kind is int else "number, as 0.1 or 1e-3"
-        raise UserError(f"{where}: Input should be a valid {of_kind} (it is {text!r})")
+        raise UserError(f"{where}: Input should be a valid {of_kind} (it is {printable(text)!r})")
     if not isfinite(float(number)):
-        raise UserError(f"{where}: Input should be a finite number (it is {text!r})")
+        raise UserError(f"{where}: Input should be a finite number (it is {printable(text)!r})")
     return kind(number)
 
 
