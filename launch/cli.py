@@ -70,8 +70,8 @@ def _leave(code: int) -> NoReturn:
 
 def say(text: str, by_each: bool = False) -> None:
     """The last words of a command, on stderr: by the first rank for all, or by each rank for itself."""
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    if rank == 0 or by_each:
+    rank = (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0").strip()
+    if rank in ("", "0") or by_each:
         print(text, file=sys.stderr, flush=True)
     else:
         time.sleep(_LAST_WORD_S)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import LostRankError, NonFiniteError, RankError, UserError
-from trainer.launcher import adopt_environment
+from trainer.launcher import MEND, adopt_environment
 
 # A rank that is gone is noticed at once over TCP; one that hangs takes the others down after this time.
 _TIMEOUT_SECONDS = 600
@@ -136,7 +136,13 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
         except (ValueError, dist.DistError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             cause = str(error).splitlines()[0]
-            raise RankError(f"rank {rank} of {size} cannot join the others at {where}: {cause}") from error
+            mend = f"if there are no others, {MEND}"
+            if "EADDRINUSE" in cause or "address already in use" in cause.lower():
+                mend = (
+                    "another program has the port: choose a free one with --master_port (deepspeed), --master-port"
+                    " (torchrun), --main_process_port (accelerate launch) or MASTER_PORT (srun, python)"
+                )
+            raise RankError(f"rank {rank} of {size} cannot join the others at {where}: {cause}; {mend}") from error
     assert (dist.get_rank(), dist.get_world_size()) == (rank, size), "torch sees another world than the launcher made"
     control = dist.new_group(backend="gloo", timeout=timeout) if device == "cuda" else None
     world = World(rank, size, local_rank, torch_device, control)

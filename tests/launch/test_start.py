@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import socket
 import subprocess
 import sys
 
@@ -59,3 +60,33 @@ def test_a_tilde_behind_an_option_is_the_home(start, tmp_path):
 def test_as_many_files_may_be_open_as_the_system_allows(root):
     code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256)); import launch"
     assert run(root, code + "; print(*resource.getrlimit(resource.RLIMIT_NOFILE))") == ["256", "256"]
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', which is no number"),
+        ({"RANK": "3"}, "RANK is 3, which is none of the 1 ranks"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_leftovers_of_a_launcher_are_one_plain_line(start, tiny_file, tmp_path, found, fault):
+    done = start("python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path}", **found)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {fault}")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said_with_what_to_do(start, tiny_file, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        world |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        done = start("python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path}", **world)
+    assert done.returncode == 2
+    assert "another program has the port: choose a free one with --master_port (deepspeed)" in done.stderr
+
+
+def test_empty_variables_of_a_launcher_are_none(start, tiny_file, tmp_path):
+    empty = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "MASTER_PORT": ""}
+    done = start("python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", **empty)
+    assert done.returncode == 0, done.stderr
