@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -224,13 +225,13 @@ class Index(Recipe):
 def prepare_command(source: str, root: Path | str, *options: str) -> str:
     """The command that makes the folder, for messages."""
     from_folder = ("--source", "DIR") if source in SOURCES and SOURCES[source].image_files else ()
-    return f"`{' '.join(('python launch/prepare.py', source, *from_folder, '--out', str(root), *options))}`"
+    return f"`{shlex.join(('python', 'launch/prepare.py', source, *from_folder, '--out', str(root), *options))}`"
 
 
 def encode_command(out: Path | str, *options: str, images="DIR", patch_autoencoder="RUN") -> str:
     """The command that makes a folder of latent shards, for messages."""
     from_what = ("--images", str(images), "--patch-autoencoder", str(patch_autoencoder))
-    return f"`{' '.join(('python launch/encode.py', *from_what, '--out', str(out), *options))}`"
+    return f"`{shlex.join(('python', 'launch/encode.py', *from_what, '--out', str(out), *options))}`"
 
 
 def sidecar_path(shard: Path) -> Path:

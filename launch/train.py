@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 
 from data.errors import LostRankError, NonFiniteError
@@ -150,10 +151,12 @@ def report(summary: dict, run, data) -> None:
         print(f"  picture: {picture}")
     print(f"  checkpoint: {run.newest_checkpoint()}")
     print(f"  report: {run.reports / 'summary.json'}")
+    where = shlex.quote(str(run.path))
     if summary["method"] == "patch_ae":
-        print(f"  encode with it: python launch/encode.py --images {data.shards} --patch-autoencoder {run.path}")
+        images = shlex.quote(data.shards)
+        print(f"  encode with it: python launch/encode.py --images {images} --patch-autoencoder {where}")
     else:
-        print(f"  use it: python launch/sample.py generate --model {run.path}   (--help names what else it can do)")
+        print(f"  use it: python launch/sample.py generate --model {where}   (--help names what else it can do)")
 
 
 if __name__ == "__main__":

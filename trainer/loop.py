@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import shlex
 from functools import partial
 
 import torch
@@ -170,7 +171,7 @@ def _non_finite(skipped: list[dict], stream: Stream, config: Config, run: RunDir
         f"{len(skipped)} steps in a row are not finite, the first is step {first['step']} "
         f"({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}) on the images {first_position:,} to "
         f"{last_position:,} of the sequence, which {path} lists; the last good checkpoint is {newest or 'none'}; "
-        f"look closer with `python launch/replay.py --run {run.path} --step {first['step']}`"
+        f"look closer with `python launch/replay.py --run {shlex.quote(str(run.path))} --step {first['step']}`"
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_report(path: Path) -> dict:
     try:
         report = json.loads(path.read_bytes())
     except OSError as error:
-        mend = f"make it with `python launch/evaluate.py --run {path.parent.parent}`"
+        mend = f"make it with `python launch/evaluate.py --run {shlex.quote(str(path.parent.parent))}`"
         raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
     except (ValueError, RecursionError):
         report = None

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         for name, job in jobs.live_jobs(path, queue).items():
             raise UserError(
                 f"{path} has job {job} already ({name}, {queue[job].state}): wait for it, or first"
-                f" `python launch/slurm/cancel.py {path}`"
+                f" `python launch/slurm/cancel.py {shlex.quote(str(path))}`"
             )
     for path, name, config in order.configs:
         _write(path / jobs.FOLDER / f"{name}.yaml", dump_config(config))
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         for place, path in enumerate(job.runs):
             jobs.note(path, job.name, f"{number}_{place}" if job.is_array else number, "submit", str(job.nodes))
         print(f"job {number}: {job.name} of {f'{len(job.runs)} runs' if job.is_array else job.home}")
-    print(f"look at it: python launch/slurm/status.py {order.jobs[0].home}")
+    print(f"look at it: python launch/slurm/status.py {shlex.quote(str(order.jobs[0].home))}")
     return 0
 
 
