@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import assert_same_run, losses
+from trainer.checkpoint import list_checkpoints, newest_whole
 
 
 def command(tiny_file, run, *overrides) -> list:
@@ -77,6 +78,35 @@ def test_a_run_killed_again_and_again_at_random_goes_on_bit_for_bit(start, tiny_
         assert died.returncode == -signal.SIGKILL, died.stderr
     assert start("python", "launch/train.py", *command(tiny_file, killed, *overrides)).returncode == 0
     assert_same_run(killed, whole)
+
+
+def test_after_a_damaged_checkpoint_there_is_always_a_whole_one(start, tiny_file, tmp_path):
+    run, longer = tmp_path / "run", ["train.total_images=320", "checkpoint.keep_best=0", "checkpoint.keep_last=1"]
+    first = start("python", "launch/train.py", *command(tiny_file, run, *longer[:1], "checkpoint.every_images=64"))
+    assert first.returncode == 0, first.stderr
+    os.truncate(run / "checkpoints/img-000000000320/weights.safetensors", 100)
+    fault = "kill trainer.accelerate_engine:AccelerateEngine.step 4"
+    often = [*longer, "checkpoint.every_images=16"]
+    killed = start("python", "tests/faults.py", *command(tiny_file, run, *often), FAULT=fault)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "weights.safetensors is damaged" in killed.stderr
+    assert newest_whole(run / "checkpoints")[1].state.images >= 256
+    last = start("python", "launch/train.py", *command(tiny_file, run, *often))
+    assert last.returncode == 0, last.stderr
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["img-000000000320"]
+    assert newest_whole(run / "checkpoints")[2] == []
+
+
+def test_a_run_is_not_begun_where_another_one_lies(start, tiny_file, tmp_path):
+    run = tmp_path / "run"
+    once = ["--config", tiny_file, f"run_dir={run}"]
+    assert start("python", "launch/train.py", *once).returncode == 0
+    (run / "run.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    refused = start("python", "launch/train.py", *once, "seed=5")
+    assert refused.returncode == 2
+    assert "already holds a run" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed"])
