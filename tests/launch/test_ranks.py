@@ -181,7 +181,8 @@ def test_a_signal_to_the_launcher_stops_all_with_a_checkpoint(start, tiny_file, 
     run = tmp_path / "run"
     program, overrides = LAUNCHERS[launcher]
     arguments = command(tiny_file, run, *overrides, "train.total_images=9600000")
-    process = start.background(*program, *arguments, cold=True)  # the nursery is no launcher by its name
+    # As in a terminal: under nohup these tests, and what they start, ignore SIGHUP.
+    process = start.background("env", "--default-signal=HUP,QUIT", *program, *arguments)
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
         assert process.poll() is None, process.communicate()
     process.send_signal(getattr(signal, name))
