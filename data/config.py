@@ -46,6 +46,8 @@ class DataConfig(Section):
     @field_validator("shards", "latents")
     @classmethod
     def _folder(cls, folder: str) -> str:
+        if not folder:
+            raise ValueError("Input should be a folder")
         try:
             refuse_url(folder)
         except UserError as error:

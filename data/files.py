@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +36,18 @@ def make_folder(path: Path) -> None:
         place = next(place for place in (path, *path.parents) if os.path.lexists(place))
         what = f"a link to {os.readlink(place)}, which is not there" if place.is_symlink() else "not a folder"
         raise NotADirectoryError(error.errno, what, str(place)) from None
+
+
+@contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name of this file for libraries that open none whose bytes are not UTF-8, as safetensors."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
 
 
 def sync_directory(path: Path) -> None:

@@ -70,11 +70,17 @@ def _leave(code: int) -> NoReturn:
 
 def say(text: str, by_each: bool = False) -> None:
     """The last words of a command, on stderr: by the first rank for all, or by each rank for itself."""
-    rank = (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0").strip()
-    if rank in ("", "0") or by_each:
+    if by_each or not _is_another_rank():
         print(text, file=sys.stderr, flush=True)
     else:
         time.sleep(_LAST_WORD_S)
+
+
+def _is_another_rank() -> bool:
+    """Whether the first of several ranks speaks for this one. A RANK alone is a leftover."""
+    of_launcher = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or ""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+    return of_launcher.strip() not in ("", "0", "1") and rank.strip() not in ("", "0")
 
 
 def show_warnings(rank: int) -> None:

@@ -121,7 +121,7 @@ def _write(out: Path, files: dict[str, str]) -> None:
     try:
         make_folder(out)
         for name, content in files.items():
-            write_aside(out / name, content.encode())
+            write_aside(out / name, content.encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written ({error.strerror}): choose another --out") from None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import UserError
-from data.files import make_folder, write_aside
+from data.files import make_folder, utf8_name, write_aside
 from model.biglearn import BigLearnModel, Method, ModelConfig
 from model.codec import CODEC, PatchCodec, read_codec, to_safetensors
 from model.objective import ObjectiveConfig
@@ -97,7 +97,8 @@ def read_export(folder: Path) -> tuple[Description, dict[str, Tensor], PatchCode
                 if hashlib.file_digest(file, "sha256").hexdigest() != checksums[name]:
                     raise UserError(f"{folder / name} is damaged (its SHA-256 differs): export the model again")
         codec = read_codec(folder / CODEC) if description.data.code_dim else None
-        return description, load_file(folder / WEIGHTS), codec
+        with utf8_name(folder / WEIGHTS) as file:
+            return description, load_file(file), codec
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

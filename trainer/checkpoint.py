@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.errors import UserError
-from data.files import sync_directory, write_aside
+from data.files import sync_directory, utf8_name, write_aside
 from data.section import Section
 
 FORMAT = 2
@@ -193,7 +193,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors: dict[str, dict[str, Tensor]] = {kind: {} for kinds in FILES.values() for kind in kinds}
     for name in sorted(files):
         try:
-            loaded = load_file(path / name)
+            with utf8_name(path / name) as file:
+                loaded = load_file(file)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{path}/{name} is no safetensors file ({error})") from None
         for key, value in loaded.items():

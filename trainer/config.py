@@ -54,6 +54,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sound(self):
+        if not self.run_dir:
+            raise ValueError("run_dir is empty: give a folder")
         if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
             raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
         coded = (PatchAutoencoder.patch_size, PatchAutoencoder.code_dim)

@@ -232,7 +232,7 @@ def _write(path: Path, text: str) -> None:
         make_folder(path.parent)
         if path.exists() and not path.read_text(errors="replace").startswith(_HEADS):
             raise UserError(f"{path} was not written by this command: choose another run_dir=..., or move it away")
-        write_aside(path, text.encode())
+        write_aside(path, text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another run_dir=...") from None
 

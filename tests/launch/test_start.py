@@ -90,3 +90,9 @@ def test_empty_variables_of_a_launcher_are_none(start, tiny_file, tmp_path):
     empty = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "", "MASTER_PORT": ""}
     done = start("python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", **empty)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_leftover_rank_does_not_silence_a_mistake(start, tmp_path):
+    done = start("python", "launch/prepare.py", "folder", "--source", tmp_path / "absent", "--out", tmp_path, RANK="1")
+    assert done.returncode == 2
+    assert "absent" in done.stderr

@@ -1,6 +1,7 @@
 """launch/train.py as a person starts it: engines, launchers, resume, exit codes."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -146,3 +147,12 @@ def test_the_embedded_data_set_is_written_when_absent(start, tiny_file, tmp_path
     done = start(*command, f"data.shards={tmp_path / 'digits'}", "train.max_steps=1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "digits/index.json").exists()
+
+
+def test_a_run_goes_on_in_a_folder_whose_name_is_no_text(start, tiny_file, tmp_path):
+    run = tmp_path / os.fsdecode(b"caf\xe9 #1")
+    command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={run}", "--resume", "auto"]
+    for images in (32, 64):
+        done = start(*command, f"train.total_images={images}", PYTHONIOENCODING="utf-8:strict", cold=True)
+        assert done.returncode == 0, done.stderr
+        assert rf"caf\udce9 #1/checkpoints/img-{images:012d}" in done.stdout
