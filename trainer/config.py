@@ -19,7 +19,7 @@ from trainer.engine import EngineConfig
 from trainer.evaluation import EvaluateConfig
 from trainer.metrics import MetricsConfig
 from trainer.optimizer import OptimizerConfig, ScheduleConfig
-from trainer.values import is_null, override, read_mapping, typed
+from trainer.values import Plain, is_null, override, read_mapping, typed
 
 
 class TrainConfig(Section):
@@ -122,6 +122,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     if has_stage_1 and Path(stage_1).resolve() == Path(path).resolve():
         raise UserError(f"{path} names itself as stage_1: name the configuration of its PatchAE")
     if has_stage_1 and isinstance(data, dict) and "patch_autoencoder" not in data:
+        if not is_null(_read(Path(stage_1), seen=()).get("stage_1", Plain())):
+            raise UserError(f"{path}: stage_1 is {stage_1}, which has a stage_1 itself: name that of a PatchAE")
         data["patch_autoencoder"] = load_config(stage_1).run_dir
     values.setdefault(
         "run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}"

@@ -231,3 +231,10 @@ def test_bytes_that_are_no_text_name_a_folder(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     Path(name).mkdir()
     assert Path(of_override(tmp_path, f"run_dir={name}").run_dir).is_dir()
+
+
+def test_two_files_that_are_stage_1_of_each_other_are_refused(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{one}.yaml").write_text(f"{BASE}stage_1: {other}.yaml\n")
+    with pytest.raises(UserError, match="b.yaml, which has a stage_1 itself"):
+        load_config(tmp_path / "a.yaml")
