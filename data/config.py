@@ -46,7 +46,7 @@ class DataConfig(Section):
     @field_validator("shards", "latents")
     @classmethod
     def _folder(cls, folder: str) -> str:
-        if not folder:
+        if folder in ("", "~"):
             raise ValueError("Input should be a folder")
         try:
             refuse_url(folder)

@@ -12,10 +12,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+# The program of a command line, or what a Python runs, possibly behind options, as -u, and -m.
 _LAUNCHER = re.compile(
-    rb"(.*/)?(deepspeed|torchrun|accelerate|pipeline\.py)|(deepspeed\.launcher|torch\.distributed|accelerate)\..*"
+    rb"(([^\0]*/)?python[0-9.]*\0(-[a-zA-Z]*\0)*)?"
+    rb"(([^\0]*/)?(deepspeed|torchrun|accelerate)|[^\0]*launch/pipeline\.py"
+    rb"|(deepspeed\.launcher|torch\.distributed|accelerate)\.[^\0]*)\0.*",
+    re.DOTALL,
 )
-_ARGUMENTS = 4  # of a command line, among which the name of a launcher stands: python -u -m NAME
 
 
 def end_with_launchers() -> None:
@@ -38,11 +41,11 @@ def _launchers() -> Iterator[int]:
     while process > 0:
         try:
             descriptor = os.pidfd_open(process)
-            command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[:_ARGUMENTS]
+            command = Path(f"/proc/{process}/cmdline").read_bytes()
             parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # it has just ended, or belongs to somebody who does not show it
             return
-        if any(map(_LAUNCHER.fullmatch, command)):
+        if _LAUNCHER.fullmatch(command):
             yield descriptor
         else:
             os.close(descriptor)

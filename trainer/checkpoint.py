@@ -83,6 +83,10 @@ class DamagedError(UserError):
     """A checkpoint is not what was written."""
 
 
+class UnreadableError(DamagedError):
+    """For the moment it cannot be known: the disk, or the way to it, fails."""
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed runs left half written or half removed. Call on one rank, when no other run is here."""
     for path in (*directory.glob(".writing-*"), *directory.glob(".removing-*")):
@@ -145,8 +149,10 @@ def remove_others(directory: Path, config: CheckpointConfig, images: int, whole:
         if path not in whole:
             try:
                 _verify(path)
-            except UserError:
+            except UserError as error:
                 whole[path] = False
+                if not isinstance(error, DamagedError) or isinstance(error, UnreadableError):
+                    kept.add(path)  # it may be whole
             else:
                 whole[path] = True
         return whole[path]
@@ -156,7 +162,8 @@ def remove_others(directory: Path, config: CheckpointConfig, images: int, whole:
         paths = [*paths]
         return paths if len(paths) <= count else [*islice(filter(is_whole, paths), count)]
 
-    kept = {checkpoint_path(directory, images), *first(reversed(found), config.keep_last)}
+    kept = {checkpoint_path(directory, images)}
+    kept.update(first(reversed(found), config.keep_last))
     if config.keep_every_images:
         for multiple, paths in groupby(found, lambda path: _images(path) // config.keep_every_images):
             kept.update(first(paths, 1) if multiple else ())
@@ -284,7 +291,8 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     """What is not there, or on a broken disk, is damaged; what another user keeps for himself is not."""
     if isinstance(error, PermissionError):
         return UserError(f"{path} cannot be read ({error.strerror}): ask its owner to let you read it (chmod a+rX)")
-    return DamagedError(f"{path} cannot be read ({error.strerror})")
+    kind = DamagedError if isinstance(error, FileNotFoundError) else UnreadableError
+    return kind(f"{path} cannot be read ({error.strerror})")
 
 
 def _state_or_none(path: Path) -> State | None:

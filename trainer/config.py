@@ -1,6 +1,7 @@
 """The configuration: YAML files that may extend one another, checked key by key, and overrides."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +55,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sound(self):
-        if not self.run_dir:
+        if self.run_dir in ("", "~"):
             raise ValueError("run_dir is empty: give a folder")
         if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
             raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
@@ -119,6 +120,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         override(values, text, Config)
     stage_1, data = values.get("stage_1"), values.get("data")
     has_stage_1 = isinstance(stage_1, str) and not is_null(stage_1)
+    stage_1 = os.path.expanduser(stage_1) if has_stage_1 else None
     if has_stage_1 and Path(stage_1).resolve() == Path(path).resolve():
         raise UserError(f"{path} names itself as stage_1: name the configuration of its PatchAE")
     if has_stage_1 and isinstance(data, dict) and "patch_autoencoder" not in data:

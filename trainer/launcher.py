@@ -38,7 +38,7 @@ def adopt_environment() -> tuple[int, int, int]:
             raise RankError(f"MASTER_PORT is {os.environ['MASTER_PORT']}, which is no port: {MEND}")
     else:
         os.environ.setdefault("RANK", "0")
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; one rank a node may come without
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
     for name, number in (("RANK", rank), ("LOCAL_RANK", local_rank)):
         if number >= size:
@@ -57,7 +57,7 @@ def _number(name: str, default: int | None = None) -> int:
     if default is not None and not os.environ.get(name):
         return default
     text = _text(name)
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,20}", text.strip()):
         raise RankError(f"{name} is {printable(text)!r}, which is no number: {MEND}")
     return int(text)
 

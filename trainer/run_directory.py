@@ -54,6 +54,7 @@ class RunDirectory:
         """The first of all that a run writes."""
         folders = (self.checkpoints, self.samples, self.reports)
         files = (self._identity, self.config, self.metrics, self.evaluations, self.codec)
+        files += tuple(folder for folder in folders if not folder.is_dir())
         inside = (next(iter(sorted(folder.iterdir())), None) for folder in folders if folder.is_dir())
         return next((path for path in (*files, *inside) if path and os.path.lexists(path)), None)
 
@@ -68,7 +69,11 @@ class RunDirectory:
         except OSError as error:
             fault = f"{self.path} cannot be made ({error.filename}: {error.strerror})"
             raise UserError(f"{fault}: choose another run_dir=...") from None
-        self._lock = (self.path / "lock").open("a+")
+        try:
+            self._lock = (self.path / "lock").open("a+", errors="replace")
+        except OSError as error:
+            fault = f"{self.path / 'lock'} cannot be opened ({error.strerror})"
+            raise UserError(f"{fault}: choose another run_dir=..., or move it away") from None
         try:
             if not lock(self._lock, wait=False):
                 log.warning("%s lies where files cannot be locked: see to it that no two runs use it", self.path)
@@ -80,7 +85,7 @@ class RunDirectory:
             ) from None
         if not resume:
             self.refuse_present()
-        elif not self._identity.exists() and not list_checkpoints(self.checkpoints) and (there := self._find()):
+        elif not self.read_id() and not list_checkpoints(self.checkpoints) and (there := self._find()):
             raise UserError(
                 f"{self.path} holds {there.relative_to(self.path)}, but no run (neither run.json nor a checkpoint):"
                 " choose another run_dir=..., or move it away"

@@ -77,7 +77,7 @@ def _parse(text: str, where: str):
         return yaml.load(text, Loader=_Loader)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" in line {mark.line + 1}" if mark else ""
         why = f" ({printable(problem)})" if problem else ""
@@ -123,7 +123,7 @@ def override(values: dict, text: str, model: type[BaseModel], prefix: str = "") 
     for key in (keys := dotted.split(".")):
         kind = _annotation(kind, key)
     is_scalar = all(get_origin(member) in (None, Literal) and not _is_section(member) for member in _members(kind))
-    value = Plain(value) if is_scalar else _parse(value, f"override {prefix}{dotted}")
+    value = Plain(value) if is_scalar or not value else _parse(value, f"override {prefix}{dotted}")
     _section(values, keys[:-1], repr(text))[keys[-1]] = value
 
 
@@ -137,8 +137,10 @@ def typed(values: dict, model: type[BaseModel], where: str = "") -> dict:
 
 def _typed(value, annotation, where: str):
     members = _members(annotation)
-    if is_null(value) and any(map(_is_section, members)):
+    if is_null(value) and any(_is_section(member) or get_origin(member) is dict for member in members):
         return {}
+    if is_null(value) and any(get_origin(member) in (tuple, list) for member in members):
+        return []
     if isinstance(value, dict):
         for member in members:
             if _is_section(member):
@@ -155,7 +157,7 @@ def _typed(value, annotation, where: str):
     if NoneType in members and is_null(value):
         return None
     if str in members:
-        return os.path.expanduser(value) if value.startswith("~") else str(value)
+        return os.path.expanduser(value) if value.startswith("~") and value != "~" else str(value)
     for kind in (int, float):
         if kind in members:
             return _number(value.strip(), kind, where)

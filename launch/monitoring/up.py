@@ -151,7 +151,7 @@ def _running(
         "SCRAPE_INTERVAL": f"{interval}s",
     }
     environment = {**environ, **of_grafana}
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + _START_S

@@ -78,7 +78,10 @@ def test_a_name_that_the_encoding_lacks_is_written_as_escapes(start, tmp_path):
         ("python /x/launch/pipeline.py --config x", True),
         ("bash run.sh configs/deepspeed.yaml", False),
         ("vim torchrun.md", False),
+        ("bash start.sh accelerate", False),
+        ("python my/pipeline.py --config x", False),
     ],
 )
 def test_which_command_is_a_launcher(command, is_launcher):
-    assert any(map(_LAUNCHER.fullmatch, command.encode().split()[:4])) == is_launcher
+    arguments = b"".join(argument.encode() + b"\0" for argument in command.split())
+    assert bool(_LAUNCHER.fullmatch(arguments)) == is_launcher

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, kept by a policy, and never believed unchecked."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from data.errors import UserError
+from trainer import checkpoint as module
 from trainer.checkpoint import (
     Checkpoint,
     CheckpointConfig,
@@ -98,6 +100,19 @@ def test_damaged_ones_and_those_beyond_push_out_no_whole_one(tmp_path, policy, d
     cut_short(tmp_path / f"img-{damaged:012d}")
     save(tmp_path, checkpoint(24))  # the run went on from 8
     assert kept(tmp_path, 24, **policy) == stay
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_what_cannot_be_read_for_the_moment_is_never_removed(tmp_path, monkeypatch, number):
+    for images in (8, 16, 24, 32):
+        save(tmp_path, checkpoint(images, -float(images)))
+
+    def fingerprint(path):
+        raise OSError(number, os.strerror(number), str(path)) if "img-000000000008" in str(path) else AssertionError
+
+    monkeypatch.setattr(module, "_fingerprint", fingerprint)
+    remove_others(tmp_path, CheckpointConfig(keep_last=1, keep_best=1), 32, {tmp_path / "img-000000000016": True})
+    assert [int(path.name[4:]) for path in list_checkpoints(tmp_path)] == [8, 16, 32]
 
 
 def test_what_was_just_written_stays_even_if_another_is_more_of_everything(tmp_path):

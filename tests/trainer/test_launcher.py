@@ -100,6 +100,17 @@ def test_a_world_of_one(environment, outside):
     assert adopt_environment() == (0, 1, 0)
 
 
+def test_one_rank_a_node_needs_no_local_rank(environment):
+    environment.update({name: value for name, value in WORLD.items() if name != "LOCAL_RANK"})
+    assert adopt_environment() == (1, 2, 0)
+
+
+def test_numbers_of_jobs_may_be_long(environment):
+    environment.update(STEP | {"SLURM_JOB_ID": "1073741900", "SLURM_STEP_ID": "4294967290"})
+    assert adopt_environment() == (5, 8, 1)
+    assert 10_000 <= int(environment["MASTER_PORT"]) < 30_000
+
+
 def test_a_launcher_inside_a_step_comes_first(environment):
     environment.update(STEP | WORLD)
     assert adopt_environment() == (1, 2, 1)
@@ -117,7 +128,6 @@ def test_a_launcher_inside_a_step_comes_first(environment):
         ({"WORLD_SIZE": "0"}, "none of the 0 ranks"),
         (WORLD | {"RANK": "2"}, "RANK is 2, which is none of the 2 ranks"),
         (WORLD | {"RANK": ""}, "RANK is not set"),
-        (WORLD | {"LOCAL_RANK": ""}, "LOCAL_RANK is not set"),
         (WORLD | {"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
         (WORLD | {"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
         (WORLD | {"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is no port"),

@@ -72,6 +72,29 @@ def test_a_file_called_lock_that_is_none_stays(tmp_path):
     assert (tmp_path / "lock").read_text() == "mine"
 
 
+def test_a_run_json_of_another_tool_is_no_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"project": "mine"}')
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(UserError, match="but no run"):
+        RunDirectory(str(tmp_path)).acquire(resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": 1}\n'
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff")])
+def test_a_lock_that_is_something_else_is_refused(tmp_path, make):
+    make(tmp_path / "lock")
+    with pytest.raises(UserError, match="lock .*another run_dir"):
+        RunDirectory(str(tmp_path)).acquire(resume=True)
+
+
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "reports"])
+def test_a_file_in_place_of_a_folder_of_a_run_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(UserError, match=name):
+            RunDirectory(str(tmp_path)).acquire(resume)
+
+
 def test_what_stands_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "file").write_text("")

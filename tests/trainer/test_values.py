@@ -141,6 +141,8 @@ def test_a_tilde_is_the_home(tmp_path, monkeypatch):
     assert of_override(tmp_path, "run_dir=~/runs/x").run_dir == "/home/person/runs/x"
     assert of_file(tmp_path, f"{BASE}run_dir: ~/runs/x\n").run_dir == "/home/person/runs/x"
     assert of_override(tmp_path, "run_dir=a~b").run_dir == "a~b"
+    with pytest.raises(UserError, match="run_dir is empty|Input should be a folder"):
+        of_override(tmp_path, "run_dir=~")
     assert load_profile(None, ["python=~/venv/bin/python"]).python == "/home/person/venv/bin/python"
 
 
@@ -190,6 +192,9 @@ def test_a_section_without_keys_has_its_defaults_or_its_parents(tmp_path):
     assert of_file(tmp_path, "extends: parent.yaml\noptimizer:\n").optimizer.beta1 == 0.5
     with pytest.raises(UserError, match="the key train.total_images is missing"):
         of_file(tmp_path, "data: {source: digits}\ntrain:\n")
+    assert of_override(tmp_path, "metrics=", "optimizer=~") == of_file(tmp_path, BASE)
+    (tmp_path / "p.yaml").write_text("environment:\nmodules:\nsetup: # none\n")
+    assert load_profile(str(tmp_path / "p.yaml")) == load_profile(None)
 
 
 def test_merge_keys_and_aliases_mean_what_yaml_says(tmp_path):
@@ -205,6 +210,8 @@ def test_merge_keys_and_aliases_mean_what_yaml_says(tmp_path):
         (b"run_dir: @x\n", "line 1 .*cannot start any token.*quote"),
         (b"a: 1\nrun_dir: caf\xe9\n", r"UTF-8 \(line 2\)"),
         (b"a: b: c\n", "line 1 .*mapping values"),
+        (b"a: !!bool xx\n", "not valid YAML"),
+        (b"a: !!timestamp xx\n", "not valid YAML"),
     ],
 )
 def test_what_is_no_yaml_says_where_and_why(tmp_path, content, what):
