@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.errors import UserError
-from data.index import refuse_url
+from data.index import require_folder_path
 from data.section import Section
 from data.sources import SOURCES
 
@@ -49,7 +49,7 @@ class DataConfig(Section):
         if folder in ("", "~"):
             raise ValueError("Input should be a folder")
         try:
-            refuse_url(folder)
+            require_folder_path(folder)
         except UserError as error:
             raise ValueError(str(error)) from None
         return folder

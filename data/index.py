@@ -238,7 +238,7 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
 
-def refuse_url(folder: Path | str) -> None:
+def require_folder_path(folder: Path | str) -> None:
     """UserError if this can be no folder: an address, which other readers of shards would fetch or, worse, run; an
     archive or a pattern of archives, if no folder is called so; any other file."""
     shown, path = printable(str(folder)), Path(folder)
@@ -266,7 +266,7 @@ def read_index(root: Path | str, command: Callable[..., str] | None = None) -> I
 
     command(*options): what writes the folder, for the mend in a message; None guesses.
     """
-    refuse_url(root)
+    require_folder_path(root)
     path = Path(root) / INDEX_NAME
     if command is None:
         command = partial(prepare_command, path.parent.name if path.parent.name in SOURCES else "mnist", root)

@@ -31,7 +31,7 @@ from data.index import (
     Shard,
     prepare_command,
     read_index,
-    refuse_url,
+    require_folder_path,
     sidecar_path,
 )
 from data.memory import available_bytes
@@ -87,7 +87,7 @@ def prepare(
     began = time.monotonic()
     for folder in (out, source_dir):
         if folder is not None:
-            refuse_url(folder)
+            require_folder_path(folder)
     out = Path(out)
     source = find_source(source_name)
     if image_size is None:

@@ -15,7 +15,18 @@ from tqdm import tqdm
 
 from data.errors import UserError, printable
 from data.files import make_folder, write_aside
-from data.index import INDEX_NAME, Codes, Index, Moments, Recipe, Replaced, Shard, load_index, read_index, refuse_url
+from data.index import (
+    INDEX_NAME,
+    Codes,
+    Index,
+    Moments,
+    Recipe,
+    Replaced,
+    Shard,
+    load_index,
+    read_index,
+    require_folder_path,
+)
 from data.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
 from data.stream import Stream
 from model.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
@@ -70,7 +81,7 @@ def encode_images(
     began = time.monotonic()
     with world.agreed():
         for folder in (images, out):
-            refuse_url(folder)
+            require_folder_path(folder)
         if out.resolve() == images.resolve():  # overwriting would remove what is to be encoded
             raise UserError(f"{out} holds the images: choose another --out for their codes")
         index = load_index(images)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from data.config import DataConfig
 from data.errors import UserError
-from data.index import read_index, refuse_url
+from data.index import read_index, require_folder_path
 from data.samples import Samples
 from data.shards import prepare
 from data.sources import SOURCES, IdxSource, find_source, read_idx
@@ -128,9 +128,9 @@ def test_what_is_no_folder_is_refused_in_one_line(tmp_path, name, what):
     write(tmp_path, {"1.png": b"", "train-000000.tar": b""})
     if what != "a file":
         with pytest.raises(UserError, match=f"{what}, not a folder: of prepared shards give .*; unpack other archives"):
-            refuse_url(f"{tmp_path}/{name}")
+            require_folder_path(f"{tmp_path}/{name}")
     write(tmp_path, {"index.json": b""})
-    for read in (read_index, refuse_url):
+    for read in (read_index, require_folder_path):
         with pytest.raises(UserError) as caught:
             read(f"{tmp_path}/{name}")
         assert (
@@ -154,7 +154,7 @@ def test_a_packed_source_and_a_file_as_out_are_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["shards.tar", "train-{0..1}.tar", "new"])
 def test_a_folder_may_be_called_as_it_likes(tmp_path, name):
     (tmp_path / name).mkdir()
-    refuse_url(tmp_path / name)
+    require_folder_path(tmp_path / name)
 
 
 @pytest.mark.parametrize("below", [".", "raw", "Small/raw"])
