@@ -61,6 +61,7 @@ from model.task import BigLearnTask
 from trainer.build import build_engine, build_task, micro_batches, open_index, open_stream
 from trainer.config import Config, load_config
 from trainer.engine import Engine
+from trainer.schedule import Rates
 from trainer.world import World, joined_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,12 +73,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class LiteralTask(BigLearnTask):
     """The objective by encode and decode, one dense pass after the other."""
 
-    def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
-        observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed)
+    def sample_terms(self, batch: Batch, plan: Plan, beta: Tensor | float) -> dict[str, Tensor]:
+        share = self.objective.connected_share
+        observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed, share)
         noise_BZ = self._noise(batch.index_B, self.seed)
         prior = {"standard_prior": self.standard_prior}
         terms = elbo_terms(self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ, **prior)
-        elbo_B = terms.elbo_B(self.objective.beta)
+        elbo_B = terms.elbo_B(beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 
 
@@ -104,7 +106,7 @@ class Cell:
         start = time.perf_counter()
         batches = next(self.batches)
         waited = time.perf_counter() - start
-        self.engine.step(batches, plan, 1e-4, 0.999)
+        self.engine.step(batches, plan, Rates(learning=0.1, ema_decay=0.999, beta=0.01))
         synchronise(self.engine.world)
         return waited, time.perf_counter() - start
 

@@ -139,4 +139,3 @@ def why_trained(config: Config) -> str | None:
     if checkpoint.state.identity != wanted:
         return None  # and what differs
     return f"it has learned from {checkpoint.state.images:,} images, and {config.total_images:,} are asked for"
-

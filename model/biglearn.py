@@ -33,6 +33,7 @@ class ModelConfig(Section):
     latent_dim: int = Field(32, gt=0)
     mask_tokens: Literal["dense", "query_only"] = "query_only"
     logvar_limit: float = Field(10, gt=0)  # log variances are clamped to [-limit, limit]
+    residual_init: Literal["zero", "xavier"] = "zero"  # of the weights through which a block adds to what passes it
 
     @model_validator(mode="after")
     def _divisible(self):
@@ -102,6 +103,9 @@ class BigLearnModel(nn.Module):
         self.z_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), out_features=2 * z))
         self.x_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, out_features=token_dim))
         self.apply(_initialise)
+        if config.residual_init == "zero":
+            for trunk in {self.encoding_trunk, self.decoding_trunk}:
+                trunk.start_as_identity()
         self._initialise_variance()
 
     @property

@@ -85,7 +85,7 @@ def _measure(task: nn.Module, plan: Plan, patches: int, token_dim: int) -> np.nd
     counter.mod_tracker = _NoModules()
     with torch.device("meta"), counter:
         batch = Batch(torch.empty(batch_size, patches, token_dim), torch.arange(batch_size))
-        loss, _ = task(batch, plan)
+        loss, _ = task(batch, plan, beta=1.0)
         loss.backward()
     for hook in hooks:
         hook.remove()

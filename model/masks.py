@@ -85,15 +85,59 @@ def place_order(index_B: Tensor, patches: int, seed: int) -> Tensor:
     return randomness.permutation(seed, "masks", index_B, patches).argsort(dim=1)
 
 
-def plan_masks(plan: Plan, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
-    """S and T of a batch whose B samples are the plan's groups one after the other, in equal shares."""
+def plan_order(
+    plan: Plan, index_B: Tensor, patches: int, seed: int, connected_share: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The places of a batch whose B samples are the plan's groups one after the other, in equal shares.
+
+    Returns the places of each sample, first S, then T, (B, L) int64, and |S| and |T|, (B,) int64. S and T lie anywhere,
+    as `place_order` has them; but in a random share of the samples S is connected: a half-plane, a block, or all but a
+    block. T lies anywhere outside S even then.
+    """
     per_group = len(index_B) // len(plan.groups)
     # Made on the device: a list would be sent there, for which the host waits.
     n_S_B, n_T_B = (
         torch.cat([torch.full((per_group,), size, device=index_B.device) for size in sizes])
         for sizes in zip(*plan.groups, strict=True)
     )
-    return place_masks(n_S_B, n_T_B, index_B, patches, seed)
+    rank_BL = randomness.permutation(seed, "masks", index_B, patches)
+    if connected_share:
+        is_connected_B = randomness.uniform(seed, "connected", index_B, 1)[:, 0] < connected_share
+        shape_rank_BL = _connected_rank(index_B, math.isqrt(patches), seed)
+        # Where S is connected: its places by their rank in the shape, then all others by their random one.
+        connected_BL = torch.where(shape_rank_BL < n_S_B[:, None], shape_rank_BL, patches + rank_BL)
+        rank_BL = torch.where(is_connected_B[:, None], connected_BL, rank_BL)
+    return rank_BL.argsort(dim=1), n_S_B, n_T_B
+
+
+def _connected_rank(index_B: Tensor, side: int, seed: int) -> Tensor:
+    """In which order a growing shape covers the places of each sample: (B, L) int64, 0 to L-1.
+
+    A third each: a half-plane with a random direction; a block around a random place; the complement of such a block,
+    whose first places are those that the block would cover last. In integers alone, the same on every device.
+    """
+    u_B5 = randomness.uniform(seed, "shapes", index_B, 5)
+    place_L = torch.arange(side * side, device=index_B.device)
+    row_L, column_L = place_L // side, place_L % side
+    slope_B2 = (u_B5[:, :2] * 2001).long() - 1000
+    along_BL = slope_B2[:, :1] * row_L + slope_B2[:, 1:] * column_L
+    centre_B2 = (u_B5[:, 2:4] * side).long()
+    down_BL, right_BL = (row_L - centre_B2[:, :1]).abs(), (column_L - centre_B2[:, 1:]).abs()
+    # Squares; in the next larger square the nearest places come first, so that all that is covered is connected.
+    from_centre_BL = torch.maximum(down_BL, right_BL) * 2 * side * side + down_BL.square() + right_BL.square()
+    kind_B1 = (u_B5[:, 4:] * 3).long()
+    key_BL = torch.where(kind_B1 == 0, along_BL, torch.where(kind_B1 == 1, from_centre_BL, -from_centre_BL))
+    return key_BL.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+def plan_masks(
+    plan: Plan, index_B: Tensor, patches: int, seed: int, connected_share: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """S and T of `plan_order` as masks: (observed_BL, target_BL), both bool."""
+    order_BL, n_S_B, n_T_B = plan_order(plan, index_B, patches, seed, connected_share)
+    rank_BL = order_BL.argsort(dim=1)
+    observed_BL = rank_BL < n_S_B[:, None]
+    return observed_BL, ~observed_BL & (rank_BL < (n_S_B + n_T_B)[:, None])
 
 
 def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,24 +4,35 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from data.section import Section
 from model.biglearn import BigLearnModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class ObjectiveConfig(Section):
     """What is maximised, and how S and T are drawn (Algorithm 1)."""
 
-    beta: float = Field(0.01, ge=0, allow_inf_nan=False)  # weight of the KL
+    beta: float = Field(0.01, ge=0, allow_inf_nan=False)  # weight of the KL: at the end, and in every evaluation
+    beta_start: float | None = Field(None, gt=0)  # at the beginning; null: beta all the time
+    beta_images: tuple[Count, Count] = (0, 0)  # between these, beta_start grows to beta by a constant factor
     s_beta: tuple[Positive, Positive] = (0.5, 3.0)  # S-ratio ~ Beta(a, b)
     t_beta: tuple[Positive, Positive] = (3.0, 0.5)  # T-ratio ~ Beta(a, b)
     joint_probability: float = Field(0, ge=0, le=1)  # extra share of the joint task (S empty, T everything)
+    connected_share: float = Field(0, ge=0, le=1)  # of the samples whose S is a half-plane, a block or all but one
     groups: int = Field(8, gt=0)  # mask sizes in one batch
     plans: int = Field(16, gt=0)  # steps after which the mask sizes repeat
+
+    @model_validator(mode="after")
+    def _grows(self):
+        first, last = self.beta_images
+        if self.beta_start is not None and not (first <= last and self.beta > 0):
+            raise ValueError("beta_start grows to beta between the two beta_images: give them in order, and beta > 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class ElboTerms:
     kl_B: Tensor
     mu_BZ: Tensor
 
-    def elbo_B(self, beta: float) -> Tensor:
+    def elbo_B(self, beta: float | Tensor) -> Tensor:
         return self.reconstruction_B - beta * self.kl_B
 
 

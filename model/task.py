@@ -7,10 +7,11 @@ from data import randomness
 from data.batch import Batch
 from model.biglearn import BigLearnModel
 from model.fused import fused_elbo_terms
-from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order
+from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order, plan_order
 from model.objective import ObjectiveConfig, elbo_terms
 from model.packed import Attend, attend_by_rectangles
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
+from model.transformer import Trunk
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over images, from which on it is active (Burda et al. 2015)
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
@@ -37,6 +38,11 @@ class BigLearnTask(nn.Module):
         """Equal parts that a batch must divide into."""
         return len(self.plans[0].groups)
 
+    def matrices(self) -> dict[str, tuple[int, int, int]]:
+        """The weights that an optimizer may update as whole matrices, those of the trunk: (how many, rows, columns)."""
+        trunks = [(name, module) for name, module in self.named_modules() if isinstance(module, Trunk)]
+        return {f"{name}.{key}": shape for name, trunk in trunks for key, shape in trunk.matrices().items()}
+
     def compile(self, **options) -> None:
         """Let training run kernels that torch.compile makes of all that lies between the attentions.
 
@@ -54,19 +60,19 @@ class BigLearnTask(nn.Module):
         for module in (model.embed, model.z_head, model.x_head):
             module.compile(**options)
 
-    def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
+    def sample_terms(self, batch: Batch, plan: Plan, beta: Tensor | float) -> dict[str, Tensor]:
         """elbo, reconstruction and kl of each sample, (B,); the samples are the plan's groups one after the other."""
         model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B
         noise_BZ = self._noise(index_B, self.seed)
-        order_BL = place_order(index_B, model.patches, self.seed)
+        order_BL, _, _ = plan_order(plan, index_B, model.patches, self.seed, self.objective.connected_share)
         how = {"standard_prior": self.standard_prior, "attend": self.attend}
         terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, **how)
-        elbo_B = terms.elbo_B(self.objective.beta)
+        elbo_B = terms.elbo_B(beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 
-    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss -E[ELBO] of a batch, and its terms."""
-        of_samples = self.sample_terms(batch, plan)
+    def forward(self, batch: Batch, plan: Plan, beta: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss -E[ELBO] of a batch at this weight of the KL, and its terms."""
+        of_samples = self.sample_terms(batch, plan, beta)
         means = {name: value_B.mean() for name, value_B in of_samples.items()}
         loss = means["loss"] = -means["elbo"]
         elbo_GB = of_samples["elbo"].view(len(plan.groups), -1)
@@ -143,8 +149,13 @@ class PatchAETask(nn.Module):
         """PSNR, dB."""
         return values["psnr"]
 
-    def sample_terms(self, batch: Batch, plan: Plan) -> dict[str, Tensor]:
-        """mse of each image over the patches that were drawn for it, (B,)."""
+    def matrices(self) -> dict[str, tuple[int, int, int]]:
+        """The weights of the convolutions as matrices of their first dimension times the rest: (1, rows, columns)."""
+        weights = {name: p for name, p in self.named_parameters() if p.ndim == 4}
+        return {name: (1, len(p), p[0].numel()) for name, p in weights.items()}
+
+    def sample_terms(self, batch: Batch, plan: Plan, beta: Tensor | float) -> dict[str, Tensor]:
+        """mse of each image over the patches that were drawn for it, (B,). There is no KL for beta to weigh."""
         patches, chosen = batch.x_BLD.shape[1], self.config.patches_per_image
         x_BLD = batch.x_BLD
         if chosen < patches:
@@ -152,8 +163,8 @@ class PatchAETask(nn.Module):
             x_BLD = x_BLD.gather(1, place_BK[..., None].expand(-1, -1, x_BLD.shape[-1]))
         return {"mse": (self._reconstruct(x_BLD) - x_BLD).square().mean((1, 2))}
 
-    def forward(self, batch: Batch, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.sample_terms(batch, plan)["mse"].mean()
+    def forward(self, batch: Batch, plan: Plan, beta: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.sample_terms(batch, plan, beta)["mse"].mean()
         return loss, {"loss": loss.detach()}
 
     @torch.no_grad()

@@ -37,6 +37,20 @@ class Trunk(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
 
+    def start_as_identity(self) -> None:
+        """Let every block add nothing at first: depth then costs no signal, and each block grows from what is there."""
+        for block in self.blocks:
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)
+
+    def matrices(self) -> dict[str, tuple[int, int, int]]:
+        """The names of the weights that are matrices, and of each (how many, rows, columns): q, k and v are three."""
+        shapes = {name: tuple(p.shape) for name, p in self.named_parameters() if p.ndim == 2}
+        return {
+            name: (3, rows // 3, columns) if name.endswith("attn.qkv.weight") else (1, rows, columns)
+            for name, (rows, columns) in shapes.items()
+        }
+
     def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
         for block in self.blocks:
             x_BND = block(x_BND, allowed_BQK)

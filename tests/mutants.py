@@ -185,7 +185,7 @@ MUTATIONS = (
         "half-life-in-steps",
         "return 0.5 ** (batch_size / halflife) if halflife else 0.0",
         "return 0.5 ** (1 / halflife) if halflife else 0.0",
-        ("tests/trainer/test_optimizer.py",),
+        ("tests/trainer/test_schedule.py",),
     ),
     Mutation(
         "accumulated-gradients-are-a-sum",
@@ -201,9 +201,27 @@ MUTATIONS = (
     ),
     Mutation(
         "cosine-counts-the-warm-up",
-        "progress = (images - schedule.warmup_images) / max(1, total_images - schedule.warmup_images)",
-        "progress = images / max(1, total_images)",
-        ("tests/trainer/test_optimizer.py",),
+        "progress = min(1.0, max(0, images - start) / max(1, total_images - start))",
+        "progress = min(1.0, images / max(1, total_images))",
+        ("tests/trainer/test_schedule.py",),
+    ),
+    Mutation(
+        "muon-without-momentum",
+        "torch._foreach_lerp_(momenta, gradients, 1 - self._momentum)",
+        "torch._foreach_lerp_(momenta, gradients, 1.0)",
+        ("tests/trainer/engines/test_optimizers.py",),
+    ),
+    Mutation(
+        "muon-takes-q-k-and-v-for-one-matrix",
+        "name: (3, rows // 3, columns) if",
+        "name: (1, rows, columns) if",
+        ("tests/trainer/test_golden_losses.py",),
+    ),
+    Mutation(
+        "connected-sets-are-not",
+        "connected_BL = torch.where(shape_rank_BL < n_S_B[:, None], shape_rank_BL, patches + rank_BL)",
+        "connected_BL = rank_BL",
+        ("tests/model/test_masks.py",),
     ),
     Mutation(
         "zero-3-drops-the-weights-it-loads",
@@ -225,8 +243,8 @@ MUTATIONS = (
     ),
     Mutation(
         "resume-with-another-objective",
-        'kept = ("method", "seed", "model.", "objective.", "data.patch_size")',
-        'kept = ("method", "seed", "model.", "data.patch_size")',
+        'kept = ("method", "seed", "model.", "objective.", "data.patch_size", "optimizer.name")',
+        'kept = ("method", "seed", "model.", "data.patch_size", "optimizer.name")',
         ("tests/trainer/test_resume.py",),
     ),
     Mutation(

@@ -11,7 +11,8 @@ from torch import nn
 from data.errors import UserError
 from trainer.cuda_graphs import StepGraphs
 from trainer.engine import Engine, EngineConfig, is_invalid, mean_of
-from trainer.optimizer import AdamWithAverage, OptimizerConfig
+from trainer.engines.optimizers.config import OptimizerConfig
+from trainer.engines.optimizers.optimizer import Optimizer
 from trainer.world import World
 
 # torch renames the option; accelerate knows it by its old name.
@@ -43,15 +44,19 @@ class AccelerateEngine(Engine):
         assert seen == (world.rank, world.size), f"Accelerate sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
         # Capturable with and without graphs, so that both compute the same.
-        self.optimizer = AdamWithAverage(task, optimizer, capturable=world.device.type == "cuda")
-        self.optimizer.create_state(self.parameters.values())
+        capturable = world.device.type == "cuda"
+        self.optimizer = Optimizer(task, optimizer, config.dtype, capturable=capturable)
+        self.optimizer.create_state()
+        self.kinds = {"weights": [*self.parameters], **self.optimizer.kinds}
+        self.beta = torch.zeros((), device=world.device)
         # One process needs no DDP: evaluation_mode leaves the module as it is, but for autocast.
         self.task = self.accelerator.prepare_model(task, evaluation_mode=world.size == 1)
         self.graphs = StepGraphs(self.step_at_rates) if config.cuda_graphs and world.device.type == "cuda" else None
         self.can_be_timed = self.graphs is None
 
-    def step(self, batches, plan, lr, ema_decay):
-        self.optimizer.set_rates(lr, ema_decay)
+    def step(self, batches, plan, rates):
+        self.optimizer.set_rates(rates.learning, rates.ema_decay)
+        self.beta.fill_(rates.beta)
         return (self.graphs or self.step_at_rates)(batches, plan)
 
     def step_at_rates(self, batches, plan):
@@ -60,7 +65,7 @@ class AccelerateEngine(Engine):
         for micro, batch in enumerate(batches):
             with self.accelerator.no_sync(self.task) if micro < len(batches) - 1 else nullcontext():
                 with self.phase("forward"):
-                    loss, micro_terms = self.task(batch, plan)
+                    loss, micro_terms = self.task(batch, plan, self.beta)
                 with self.phase("backward"):
                     self.accelerator.backward(loss / len(batches))
             terms.append(micro_terms)
@@ -74,15 +79,16 @@ class AccelerateEngine(Engine):
         return {**means, "skipped": skipped}
 
     def named_state(self, kind):
-        for name, p in self.parameters.items():
+        for name in self.kinds[kind]:
+            p = self.parameters[name]
             yield name, (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
 
     @torch.no_grad()
     def load_full_state(self, state, steps):
-        self.optimizer.create_state(self.parameters.values(), steps)
+        self.optimizer.create_state(steps)
         if self.graphs:
             self.graphs.clear()  # they work on the state that has just been replaced
-        for name, p in self.parameters.items():
-            p.copy_(state["weights"][name])
-            for kind in AdamWithAverage.STATE:
-                self.optimizer.state[p][kind].copy_(state[kind][name])
+        for kind, names in self.kinds.items():
+            for name in names:
+                p = self.parameters[name]
+                (p if kind == "weights" else self.optimizer.state[p][kind]).copy_(state[kind][name])

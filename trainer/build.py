@@ -25,8 +25,8 @@ from model.patch_autoencoder import PatchAutoencoder
 from model.task import BigLearnTask, PatchAETask
 from trainer.config import Config
 from trainer.engine import Engine
-from trainer.optimizer import ema_decay, learning_rate
 from trainer.run_directory import RunDirectory
+from trainer.schedule import Rates, beta_at, ema_decay, learning_share
 from trainer.trained import read_patch_autoencoder
 from trainer.world import World
 
@@ -220,10 +220,12 @@ def open_stream(
     )
 
 
-def step_inputs(config: Config, plans: tuple[Plan, ...], images: int, step: int) -> tuple[Plan, float, float]:
-    """Plan, learning rate and decay of the average of the step that starts after `images` images and `step` steps."""
-    rate = learning_rate(config.optimizer, config.schedule, images, config.train.batch_size, config.train.total_images)
-    return plans[step % len(plans)], rate, ema_decay(config.optimizer, images, config.train.batch_size)
+def step_inputs(config: Config, plans: tuple[Plan, ...], images: int, step: int) -> tuple[Plan, Rates]:
+    """Plan and rates of the step that starts after `images` images and `step` steps."""
+    batch_size = config.train.batch_size
+    learning = learning_share(config.schedule, images, batch_size, config.train.total_images)
+    average = ema_decay(config.optimizer, images, batch_size)
+    return plans[step % len(plans)], Rates(learning, average, beta_at(config.objective, images))
 
 
 def micro_batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[list[Batch]]:

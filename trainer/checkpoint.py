@@ -29,7 +29,7 @@ from data.files import sync_directory, utf8_name, write_aside
 from data.section import Section
 
 FORMAT = 2
-FILES = {"weights": ("weights",), "ema": ("ema",), "optimizer": ("exp_avg", "exp_avg_sq")}  # the kinds in each
+FILES = ("weights", "ema", "optimizer")  # the first two hold the kind of their name, the last all others
 _JSON_BYTES = 2**24  # no state.json or manifest.json of ours is longer
 
 
@@ -73,7 +73,7 @@ _MANIFEST = TypeAdapter(dict[str, _Fingerprint])
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by kind (weights, ema, exp_avg, exp_avg_sq) and parameter name, and where the run was."""
+    """Tensors by kind (weights, ema, moments of the optimizer) and parameter name, and where the run was."""
 
     tensors: dict[str, dict[str, Tensor]]
     state: State
@@ -107,10 +107,15 @@ def write_part(aside: Path, tensors: dict[str, dict[str, Tensor]], part: int, pa
     tensors: CPU tensors by kind and parameter name, those of this part. Raises OSError when the disk refuses.
     """
     fingerprints = {}
-    for name, kinds in FILES.items():
+    for name in FILES:
         suffix = f"-{part + 1:05d}-of-{parts:05d}" if parts > 1 else ""
         path = aside / f"{name}{suffix}.safetensors"
-        named = {f"{kind}/{key}": value.contiguous() for kind in kinds for key, value in tensors[kind].items()}
+        named = {
+            f"{kind}/{key}": value.contiguous()
+            for kind, of_kind in tensors.items()
+            if _file_of(kind) == name
+            for key, value in of_kind.items()
+        }
         path.touch()
         mode = path.stat().st_mode  # as the umask wants it; safetensors would let nobody else read it
         try:
@@ -197,7 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises DamagedError that names the damaged file, UserError without permission."""
     files = _verify(path)
     state = _parse(path / "state.json", TypeAdapter(State))
-    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kinds in FILES.values() for kind in kinds}
+    tensors: dict[str, dict[str, Tensor]] = {}
     for name in sorted(files):
         try:
             with utf8_name(path / name) as file:
@@ -206,9 +211,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise DamagedError(f"{path}/{name} is no safetensors file ({error})") from None
         for key, value in loaded.items():
             kind, _, parameter = key.partition("/")
-            if kind not in FILES[_TENSOR_FILE.fullmatch(name)[1]]:
+            if not parameter or _file_of(kind) != _TENSOR_FILE.fullmatch(name)[1]:
                 raise DamagedError(f"{path}/{name} holds {key!r}")
-            tensors[kind][parameter] = value
+            tensors.setdefault(kind, {})[parameter] = value
     return Checkpoint(tensors, state)
 
 
@@ -254,6 +259,10 @@ def newest_whole(directory: Path, before_step: int | None = None) -> tuple[Path 
 def checkpoint_path(directory: Path, images: int) -> Path:
     """Where the checkpoint after so many images lies."""
     return directory / _name(images)
+
+
+def _file_of(kind: str) -> str:
+    return kind if kind in FILES[:2] else FILES[2]
 
 
 def _name(images: int) -> str:

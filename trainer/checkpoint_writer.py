@@ -13,7 +13,6 @@ from torch import Tensor
 
 from data.errors import NonFiniteError, UserError
 from trainer.checkpoint import (
-    FILES,
     CheckpointConfig,
     State,
     checkpoint_path,
@@ -25,8 +24,6 @@ from trainer.checkpoint import (
 from trainer.engine import Engine
 
 log = logging.getLogger(__name__)
-
-KINDS = tuple(kind for kinds in FILES.values() for kind in kinds)
 
 
 class CheckpointWriter:
@@ -54,7 +51,7 @@ class CheckpointWriter:
         self.error: str | None = None  # of the last checkpoint
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         total = sum(sizes.values())
-        self._parts = min(self.world.size, -(-total * 4 * len(KINDS) // config.part_bytes))
+        self._parts = min(self.world.size, -(-total * 4 * len(engine.kinds) // config.part_bytes))
         ends, end = {}, 0
         for name, size in sizes.items():
             end += size
@@ -99,7 +96,7 @@ class CheckpointWriter:
         self.finish()
         self._began = time.monotonic()
         tensors, invalid = {}, 0
-        for kind in KINDS:
+        for kind in self.engine.kinds:
             tensors[kind] = {
                 name: value.to("cpu", copy=True) for name, value in self.engine.named_state(kind) if name in self._mine
             }

@@ -17,10 +17,20 @@ from model.packed import TRITON_HEAD_WIDTHS
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 from trainer.checkpoint import CheckpointConfig
 from trainer.engine import EngineConfig
+from trainer.engines.optimizers.config import OptimizerConfig
 from trainer.evaluation import EvaluateConfig
 from trainer.metrics import MetricsConfig
-from trainer.optimizer import OptimizerConfig, ScheduleConfig
+from trainer.schedule import ScheduleConfig
 from trainer.values import Plain, is_null, override, read_mapping, typed
+
+# What a run that was written before there was a key had in its place, by dotted key.
+OF_BEFORE = {
+    "model.residual_init": "xavier",
+    "objective.beta_start": None,
+    "objective.connected_share": 0.0,
+    "objective.beta_images": [0, 0],
+    "optimizer.name": "adamw",
+}
 
 
 class TrainConfig(Section):
@@ -91,7 +101,7 @@ class Config(Section):
 
     def of_model(self) -> dict:
         """What decides which model is trained, and on what objective, by dotted keys: what a resumed run must keep."""
-        kept = ("method", "seed", "model.", "objective.", "data.patch_size")
+        kept = ("method", "seed", "model.", "objective.", "data.patch_size", "optimizer.name")
         return {key: value for key, value in self.flat().items() if key.startswith(kept)}
 
     def micro_batch_size(self, world_size: int) -> int:
@@ -116,6 +126,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     that is not right.
     """
     values = _read(Path(path), seen=())
+    if (Path(path).parent / "run.json").exists():  # a run wrote it down, with every key that there was
+        for dotted, value in OF_BEFORE.items():
+            section, key = dotted.split(".")
+            if isinstance(values.get(section), dict):
+                values[section].setdefault(key, value)
     for text in overrides:
         override(values, text, Config)
     stage_1, data = values.get("stage_1"), values.get("data")

@@ -14,7 +14,9 @@ from deepspeed.utils import (
 from torch import nn
 
 from trainer.engine import Engine, EngineConfig, is_invalid, mean_of
-from trainer.optimizer import AdamWithAverage, OptimizerConfig
+from trainer.engines.optimizers.config import OptimizerConfig
+from trainer.engines.optimizers.optimizer import Optimizer
+from trainer.engines.optimizers.pieces import Contiguous, Interleaved
 from trainer.world import World
 
 # The shared-memory collectives for CPU ranks would be compiled at the first run (a minute); gloo serves as well.
@@ -35,32 +37,36 @@ class DeepSpeedEngine(Engine):
         max_grad_norm: float | None,
     ):
         self.world, self.stage = world, config.zero_stage
-        bf16 = config.precision == "bf16"
-        self.optimizer = AdamWithAverage(task, optimizer)
+        self.optimizer = Optimizer(task, optimizer, config.dtype)
         # Inside engine.step(), after the norm is known and before the first of its calls of the optimizer.
         self.optimizer.register_step_pre_hook(lambda *_: self.optimizer.skip_if(self._skipped()))
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation_steps,
             "gradient_clipping": max_grad_norm or 0.0,
-            "zero_optimization": {"stage": config.zero_stage},
-            "zero_allow_untested_optimizer": True,  # AdamWithAverage is torch's AdamW with one more state tensor
+            # A sub-group is a group of parameters: what steps together holds all of its matrices.
+            "zero_optimization": {"stage": config.zero_stage, "sub_group_size": 2**62},
+            "zero_allow_untested_optimizer": True,  # ours
             "steps_per_print": 2**62,
         }
-        if bf16:
-            settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        if config.precision == "bf16":  # of products, as in the other engine; weights, norms and sums stay in fp32
+            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         deepspeed.init_distributed()
         self.engine, *_ = deepspeed.initialize(model=task, optimizer=self.optimizer, config=settings)
         seen = (self.engine.global_rank, self.engine.world_size)
         assert seen == (world.rank, world.size), f"DeepSpeed sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
+        self.kinds = {"weights": [*self.parameters], **self.optimizer.kinds}
+        self.beta = torch.zeros((), device=world.device)
+        self._hold_pieces()
         self._create_state(steps=0)
 
-    def step(self, batches, plan, lr, ema_decay):
+    def step(self, batches, plan, rates):
+        self.beta.fill_(rates.beta)
         terms = []
         for micro, batch in enumerate(batches):
             with self.phase("forward"):
-                loss, micro_terms = self.engine(batch, plan)
+                loss, micro_terms = self.engine(batch, plan, self.beta)
             with self.phase("backward"):
                 self.engine.backward(loss)
             terms.append(micro_terms)
@@ -70,7 +76,7 @@ class DeepSpeedEngine(Engine):
         if self.stage == 0:  # DeepSpeed does not compute the norm in this stage
             means["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
         self.means = self.mean_over_ranks(means)
-        self.optimizer.set_rates(lr, ema_decay)
+        self.optimizer.set_rates(rates.learning, rates.ema_decay)
         self.engine.step()
         return {**self.means, "gradient_norm": self._gradient_norm(), "skipped": self._skipped()}
 
@@ -85,23 +91,27 @@ class DeepSpeedEngine(Engine):
         return is_invalid(*self.means.values(), self._gradient_norm())
 
     def named_state(self, kind):
-        for name, p in self.parameters.items():
-            yield name, self._get(p, kind)
+        for name in self.kinds[kind]:
+            yield name, self._get(self.parameters[name], kind)
 
     @torch.no_grad()
     def load_full_state(self, state, steps):
         self._create_state(steps)
-        for name, p in self.parameters.items():
-            for kind in ("weights", *AdamWithAverage.STATE):
-                self._set(p, kind, state[kind][name].to(self.world.device))
+        for kind, names in self.kinds.items():
+            for name in names:
+                self._set(self.parameters[name], kind, state[kind][name].to(self.world.device))
+
+    def _hold_pieces(self) -> None:
+        """In stages 1 to 3 the optimizer updates, not parameters, but flat pieces of all parameters of a group."""
+        if self.stage == 3:
+            self.optimizer.hold([[flat] for flat in self.engine.optimizer.fp32_partitioned_groups_flat], Interleaved)
+        elif self.stage:
+            self.optimizer.hold([group["params"] for group in self.optimizer.param_groups], Contiguous)
 
     def _create_state(self, steps: int) -> None:
         """Make the optimizer's state before the first step, so that it can be read and set at any time."""
-        if self.stage == 3:
-            self.optimizer.create_state(self.engine.optimizer.fp32_partitioned_groups_flat, steps)
-            return
-        self.optimizer.create_state([p for group in self.optimizer.param_groups for p in group["params"]], steps)
-        if self.stage > 0:
+        self.optimizer.create_state(steps)
+        if self.stage in (1, 2):
             self.engine.optimizer._hp_optimizer_states_linked = False
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 

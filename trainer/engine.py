@@ -15,6 +15,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.section import Section
 from model.masks import Plan
+from trainer.schedule import Rates
 from trainer.world import World
 
 
@@ -30,10 +31,13 @@ class EngineConfig(Section):
     compile: bool = False  # torch.compile; the first step takes about a minute more
     cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of large products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     @model_validator(mode="after")
     def _sound(self):
-        if self.name == "deepspeed" and self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("bf16 under deepspeed needs fp32 master weights: set engine.zero_stage to 1, 2 or 3")
         if self.name == "deepspeed" and self.zero_stage == 3 and self.compile:
             raise ValueError(
                 "compile does not go with stage 3, which gathers weights in hooks: set engine.zero_stage to 0, 1 or 2, "
@@ -50,6 +54,7 @@ class Engine(ABC):
     """Trains one task on all processes of a world. Every method is collective: all ranks call it."""
 
     world: World
+    kinds: dict[str, list[str]]  # of state (weights, the moments, ema): the names of the parameters that have it
     can_be_timed = True  # whether the phases of a step are the host's to see
     _seconds: Counter[str] | None = None
 
@@ -79,7 +84,7 @@ class Engine(ABC):
         return time.monotonic()
 
     @abstractmethod
-    def step(self, batches: Sequence[Batch], plan: Plan, lr: float, ema_decay: float) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[Batch], plan: Plan, rates: Rates) -> dict[str, Tensor]:
         """One optimizer step over the micro-batches of this rank.
 
         Returns the terms as float32 scalars on the device, means over all ranks and micro-batches, with
@@ -91,7 +96,7 @@ class Engine(ABC):
     def named_state(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Each parameter's name and whole fp32 tensor, gathered one by one; ranks iterate to the end together.
 
-        kind: "weights", "exp_avg", "exp_avg_sq" or "ema". The tensors may be the engine's own: copy what you keep.
+        kind: one of `kinds`. The tensors may be the engine's own: copy what you keep.
         """
 
     def full_state(self, *kinds: str) -> dict[str, dict[str, Tensor]]:

@@ -69,6 +69,7 @@ FAMILIES = (
     ),
     Family("gradient_norm", "gauge", "L2 norm of the gradient, last step, before clipping", {"gradient_norm": ()}),
     Family("learning_rate", "gauge", "of the last step", {"learning_rate": ()}),
+    Family("beta", "gauge", "weight of the KL in the last step", {"beta": ()}),
     Family("skipped_steps", "counter", "steps left out because something was not finite", {"skipped_steps": ()}),
     Family("damaged_images", "counter", "damaged images replaced, of the rank that met most", {"damaged_images": ()}),
     Family(

@@ -84,13 +84,13 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             values = look(with_picture=not images)
         batches = micro_batches(train_stream, config, images, task.groups, world)
         while images < config.total_images and not stopped:
-            plan, rate, decay = step_inputs(config, task.plans, images, step)
+            plan, rates = step_inputs(config, task.plans, images, step)
             with metrics.phase("data"):
                 batches_of_step = next(batches)
             every = config.metrics.phases_every_steps
             is_timed = every and step % every == every - 1  # not the first one, which warms up
             with metrics.phase("step"):
-                inputs = batches_of_step, plan, rate, decay
+                inputs = batches_of_step, plan, rates
                 terms, of_phases = engine.timed_step(*inputs) if is_timed else (engine.step(*inputs), {})
             before, images, step = images, images + config.train.batch_size, step + 1
 
@@ -99,7 +99,8 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             stopped, damaged, writing = world.max_over_ranks(stop.signal is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
-            known = {"learning_rate": rate, "damaged_images": damaged, "world_size": world.size, **of_phases}
+            known = {"learning_rate": rates.learning * config.optimizer.learning_rate, "beta": rates.beta}
+            known |= {"damaged_images": damaged, "world_size": world.size, **of_phases}
             metrics.record_step(step, images, terms, **known)
             if stopped or owes_checkpoint:
                 metrics.flush()

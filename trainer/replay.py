@@ -32,12 +32,12 @@ def replay(config: Config, world: World, run: RunDirectory, step: int) -> dict:
     images, plans = state.images, parts.copy.plans
     batches = micro_batches(parts.train_stream, config, images, parts.copy.groups, world)
     for number in progress(range(state.step, step), "replay", shown=world.is_main):
-        plan, rate, decay = step_inputs(config, plans, images, number)
+        plan, rates = step_inputs(config, plans, images, number)
         batches_of_step = next(batches)
         if number == step - 1:
             parts.copy.load_state_dict(parts.engine.full_state("weights")["weights"])
-            samples, norms = look_closely(parts.copy, batches_of_step, plan)
-        terms = parts.engine.step(batches_of_step, plan, rate, decay)
+            samples, norms = look_closely(parts.copy, batches_of_step, plan, rates.beta)
+        terms = parts.engine.step(batches_of_step, plan, rates)
         images += config.train.batch_size
     samples = [sample for of_rank in world.gather(samples) for sample in of_rank]
     indices = parts.train_stream.order(torch.tensor([sample["position"] for sample in samples]))
@@ -54,16 +54,18 @@ def replay(config: Config, world: World, run: RunDirectory, step: int) -> dict:
     }
 
 
-def look_closely(task: nn.Module, batches: Sequence[Batch], plan: Plan) -> tuple[list[dict], dict[str, float]]:
+def look_closely(
+    task: nn.Module, batches: Sequence[Batch], plan: Plan, beta: float
+) -> tuple[list[dict], dict[str, float]]:
     """The terms of each sample of this rank, and the norm of its gradient for each parameter, in fp32."""
     task.requires_grad_(True)
     samples = []
     for batch in batches:
-        terms: dict[str, Tensor] = task.sample_terms(batch, plan)
+        terms: dict[str, Tensor] = task.sample_terms(batch, plan, beta)
         columns = {"position": batch.index_B, **{name: value_B.detach() for name, value_B in terms.items()}}
         rows = zip(*(value_B.tolist() for value_B in columns.values()), strict=True)
         samples += [dict(zip(columns, row, strict=True)) for row in rows]
-        loss, _ = task(batch, plan)
+        loss, _ = task(batch, plan, beta)
         (loss / len(batches)).backward()
     norms = {name: p.grad.norm().item() for name, p in task.named_parameters()}
     task.zero_grad(set_to_none=True)

@@ -21,8 +21,7 @@ from data.index import Index
 from model.codec import PatchCodec
 from trainer.build import Parts
 from trainer.checkpoint import Checkpoint, State, newest_whole
-from trainer.checkpoint_writer import KINDS
-from trainer.config import Config
+from trainer.config import OF_BEFORE, Config
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +38,19 @@ def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None
     shared: the identity of this run. before_step: only a checkpoint of at most so many steps. Raises UserError that
     names the fields that differ.
     """
-    engine, world, shapes, checkpoint = parts.engine, parts.engine.world, parts.shapes, None
+    engine, world, checkpoint = parts.engine, parts.engine.world, None
+    wanted = {kind: {name: parts.shapes[name] for name in names} for kind, names in engine.kinds.items()}
     with world.agreed():
         if world.is_main:
             path, checkpoint, faults = newest_whole(directory, before_step)
             for fault in faults:
                 log.warning("%s; an earlier checkpoint is used", fault)
             if checkpoint:
-                _refuse_another(path, checkpoint, shared, shapes)
+                _refuse_another(path, checkpoint, shared, wanted)
     state = world.broadcast(checkpoint.state if checkpoint else None)
     if state:
-        tensors = checkpoint.tensors if checkpoint else {kind: {} for kind in KINDS}
-        for kind in KINDS if world.size > 1 else ():
+        tensors = checkpoint.tensors if checkpoint else {kind: {} for kind in wanted}
+        for kind, shapes in wanted.items() if world.size > 1 else ():
             for name, shape in shapes.items():
                 tensors[kind][name] = tensors[kind][name] if checkpoint else torch.empty(shape)
                 dist.broadcast(tensors[kind][name], src=0, group=world.control)
@@ -58,19 +58,22 @@ def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None
     return state
 
 
-def _refuse_another(path: Path, checkpoint: Checkpoint, shared: dict, shapes: dict[str, tuple[int, ...]]) -> None:
-    saved = checkpoint.state.identity
+def _refuse_another(
+    path: Path, checkpoint: Checkpoint, shared: dict, wanted: dict[str, dict[str, tuple[int, ...]]]
+) -> None:
+    """wanted: the shape of each tensor by kind and parameter."""
+    saved = {**{name: value for name, value in OF_BEFORE.items() if name in shared}, **checkpoint.state.identity}
     differ = [
         f"{name} {saved.get(name)} there, {shared.get(name)} here"
         for name in sorted(saved.keys() | shared.keys())
         if saved.get(name) != shared.get(name)
     ]
-    for kind in KINDS if not differ else ():
-        found = {name: (tuple(value.shape), value.dtype) for name, value in checkpoint.tensors[kind].items()}
-        wanted = {name: (shape, torch.float32) for name, shape in shapes.items()}
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                differ.append(f"{kind} of {name} {found.get(name)} there, {wanted.get(name)} here")
+    for kind in sorted(wanted.keys() | checkpoint.tensors.keys()) if not differ else ():
+        found = {name: (tuple(value.shape), value.dtype) for name, value in checkpoint.tensors.get(kind, {}).items()}
+        ours = {name: (shape, torch.float32) for name, shape in wanted.get(kind, {}).items()}
+        for name in sorted(found.keys() | ours.keys()):
+            if found.get(name) != ours.get(name):
+                differ.append(f"{kind} of {name} {found.get(name)} there, {ours.get(name)} here")
     if differ:
         shown = "; ".join(differ[:5]) + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
         raise UserError(f"{path} is of another run ({shown}): choose another run_dir=...")

@@ -1,6 +1,6 @@
 """The Grafana dashboards, as code; what it writes lies in grafana/dashboards/. Needs the `test` extra.
 
-    python launch/monitoring/dashboards.py
+python launch/monitoring/dashboards.py
 """
 
 import sys
@@ -197,7 +197,13 @@ def overview():
             "Test PSNR of patch_ae", "Of whole images from their codes, at each evaluation.", "dB",
             [(_max(f"biglearn_evaluation_psnr_decibels{{{_RUN}}}"), "{{run}}")],
         ),
-        lines("Learning rate", "Of the last step.", "sci", [(_max(f"biglearn_learning_rate{{{_RUN}}}"), "{{run}}")]),
+        lines(
+            "Learning rate and β", "AdamW's rate and the weight of the KL, of the last step.", "sci",
+            [
+                (_max(f"biglearn_learning_rate{{{_RUN}}}"), "{{run}}, learning rate"),
+                (_max(f"biglearn_beta{{{_RUN}}}"), "{{run}}, β"),
+            ],
+        ),
         lines(
             "What was left out", "Steps that were not finite, and damaged images, since the run began.", "short",
             [

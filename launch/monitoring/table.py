@@ -1,6 +1,6 @@
 """The table of metrics in docs/monitoring.md, made of the registry.
 
-    python launch/monitoring/table.py
+python launch/monitoring/table.py
 """
 
 import sys

@@ -46,7 +46,9 @@ def test_the_literal_form_is_the_dense_objective(tiny_task_batch):
     task, batch = tiny_task_batch
     literal = LiteralTask(task.model, task.objective, task.seed)
     for plan in task.plans:
-        torch.testing.assert_close(literal(batch, plan)[0], task(batch, plan)[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            literal(batch, plan, beta=0.01)[0], task(batch, plan, beta=0.01)[0], rtol=1e-5, atol=0
+        )
 
 
 @pytest.fixture
@@ -56,7 +58,8 @@ def tiny_task_batch():
     from model.objective import ObjectiveConfig
     from model.task import BigLearnTask
 
-    config = ModelConfig(embed_dim=32, encoder_depth=1, decoder_depth=1, num_heads=2, mask_tokens="dense")
+    sizes = {"embed_dim": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+    config = ModelConfig(**sizes, mask_tokens="dense", residual_init="xavier")
     task = BigLearnTask(BigLearnModel(config, "biglearn_u", 12, 16), ObjectiveConfig(groups=4, plans=3), seed=0)
     return task, Batch(torch.rand(8, 16, 12), torch.arange(8))
 

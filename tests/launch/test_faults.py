@@ -41,7 +41,7 @@ def steps_made(run: Path) -> int:
 KILLS = {
     "in the first step": ("trainer.accelerate_engine:AccelerateEngine.step 1", {0}),
     "in a step": ("trainer.accelerate_engine:AccelerateEngine.step 4", {0, 2}),
-    "in the optimizer": ("trainer.optimizer:AdamWithAverage.step 6", {2, 4}),
+    "in the optimizer": ("trainer.engines.optimizers.optimizer:Optimizer.step 6", {2, 4}),
     "in an evaluation": ("model.task:BigLearnTask.evaluate 3", {2, 4}),
     "before a checkpoint is begun": ("trainer.checkpoint_writer:start_writing 2", {2}),
     "in the first file of a checkpoint": ("trainer.checkpoint:_sync 4", {2}),

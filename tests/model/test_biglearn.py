@@ -24,7 +24,8 @@ COUNTS = {
 
 def small_model(method: str, mode: str) -> BigLearnModel:
     torch.manual_seed(3)
-    config = ModelConfig(embed_dim=16, encoder_depth=2, decoder_depth=2, num_heads=2, latent_dim=Z, mask_tokens=mode)
+    sizes = {"embed_dim": 16, "encoder_depth": 2, "decoder_depth": 2, "num_heads": 2, "latent_dim": Z}
+    config = ModelConfig(**sizes, mask_tokens=mode, residual_init="xavier")  # else no token sees another at first
     return BigLearnModel(config, method, token_dim=D, patches=L)
 
 

@@ -17,7 +17,8 @@ from model.objective import ObjectiveConfig
 from model.patch_autoencoder import PatchAutoencoder
 from trainer.pictures import capability_rows
 
-MODEL = ModelConfig(embed_dim=16, encoder_depth=1, decoder_depth=1, num_heads=2, latent_dim=4)
+SIZES = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "latent_dim": 4}
+MODEL = ModelConfig(**SIZES, residual_init="xavier")
 
 
 @pytest.fixture(scope="module")

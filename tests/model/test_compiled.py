@@ -20,7 +20,7 @@ PLANS = [
 def gradients(task: BigLearnTask, plan: Plan) -> list[torch.Tensor]:
     """The loss, and the gradient of each parameter."""
     task.zero_grad()
-    loss, _ = task(Batch(images(8), torch.arange(8)), plan)
+    loss, _ = task(Batch(images(8), torch.arange(8)), plan, beta=0.01)
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in task.parameters())]
 

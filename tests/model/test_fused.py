@@ -7,7 +7,7 @@ import torch
 
 from model.biglearn import BigLearnModel, ModelConfig
 from model.fused import fused_elbo_terms
-from model.masks import Plan, place_order, plan_masks
+from model.masks import Plan, plan_masks, plan_order
 from model.objective import elbo_terms
 from model.packed import Attend, attend_by_rectangles, attend_in_one_launch
 
@@ -55,12 +55,12 @@ def both(
     for fused in (True, False):
         model = make(method, mode, dtype).to(device)
         if fused:
-            order_BL = place_order(index_B, PATCHES, seed=3)
+            order_BL, _, _ = plan_order(plan, index_B, PATCHES, seed=3, connected_share=0.5)
             terms = fused_elbo_terms(
                 model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior, attend=attend
             )
         else:
-            masks = plan_masks(plan, index_B, PATCHES, seed=3)
+            masks = plan_masks(plan, index_B, PATCHES, seed=3, connected_share=0.5)
             terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=standard_prior)
         terms.elbo_B(0.7).mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 from scipy.stats import beta, kstest
 
 from model.masks import (
     KINDS,
+    Plan,
     drawn_masks,
     joint_plans,
     local_positions,
@@ -14,6 +16,7 @@ from model.masks import (
     mask_sizes,
     observed_of_kind,
     plan_masks,
+    plan_order,
 )
 from model.objective import ObjectiveConfig
 
@@ -148,3 +151,48 @@ def test_shapes_of_kinds():
             spread = torch.nn.functional.max_pool2d(reached[None, None].float(), 3, 1, 1)[0, 0] > 0
             reached = spread & hole
         assert torch.equal(reached, hole)
+
+
+def is_connected(chosen_L: torch.Tensor) -> bool:
+    """Whether each chosen place can be reached from each other by steps to one of four neighbours."""
+    side = round(len(chosen_L) ** 0.5)
+    return label(chosen_L.view(side, side).numpy())[1] == 1
+
+
+@pytest.mark.parametrize("patches", [16, 64])
+def test_connected_sets_are_half_planes_blocks_and_all_but_a_block(patches):
+    """S of exactly the plan's size, connected, or what it leaves out is; T anywhere else."""
+    plan = Plan(tuple((n_S, 2) for n_S in range(1, patches - 1)))
+    observed_BL, target_BL = plan_masks(plan, torch.arange(20 * len(plan.groups)), patches, 0, connected_share=1.0)
+    sizes = [n_S for n_S, _ in plan.groups for _ in range(20)]
+    assert observed_BL.sum(1).tolist() == sizes
+    assert (target_BL.sum(1) == 2).all()
+    assert not (observed_BL & target_BL).any()
+    connected = [is_connected(chosen_L) for chosen_L in observed_BL]
+    assert all(one or is_connected(~chosen_L) for one, chosen_L in zip(connected, observed_BL, strict=True))
+    assert 0.6 < np.mean(connected) < 0.98
+    free_BL = ~observed_BL[: 20 * patches // 4]
+    apart = [is_connected(chosen_L) for chosen_L in target_BL[: len(free_BL)]]
+    assert np.mean(apart) < 0.5  # two targets lie side by side only by chance
+
+
+def test_connected_sets_come_in_the_share_asked_for_and_leave_the_others_as_they_were():
+    plan, index_B = Plan(((12, 20),)), torch.arange(4000)
+    plain, mixed = (plan_masks(plan, index_B, L, 3, share)[0] for share in (0.0, 0.3))
+    changed_B = (plain != mixed).any(1)
+    assert changed_B.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    connected_B = torch.tensor([is_connected(chosen_L) or is_connected(~chosen_L) for chosen_L in mixed])
+    assert connected_B[changed_B].all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_sets_depend_on_the_seed_and_the_place_in_the_sequence_alone(share):
+    """Not on the batch that an image is in, nor on the rank that has it."""
+    plan, index_B = Plan(((7, 9),)), torch.arange(100, 160)
+    order_BL, n_S_B, n_T_B = plan_order(plan, index_B, L, 3, share)
+    assert (n_S_B.unique().tolist(), n_T_B.unique().tolist()) == ([7], [9])
+    assert (order_BL.sort(1).values == torch.arange(L)).all()
+    for mine_B in (index_B[5:6], index_B.flip(0)[:20], index_B[1::2]):
+        found_BL, _, _ = plan_order(plan, mine_B, L, 3, share)
+        assert torch.equal(found_BL, order_BL[mine_B - 100])
+    assert not torch.equal(plan_order(plan, index_B, L, 4, share)[0], order_BL)

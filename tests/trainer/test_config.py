@@ -69,6 +69,11 @@ def test_default_run_directory_names_configuration_and_method(root):
         ("train.batch_size.x=1", "batch_size is a value, not a section"),
         ("objective.s_beta=[1", "not valid YAML"),
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("optimizer.name=sgd", "optimizer.name: Input should be 'muon' or 'adamw' (it is 'sgd')"),
+        ("optimizer.muon.learning_rate=0", "optimizer.muon.learning_rate: Input should be greater than 0"),
+        ("optimizer.muon.learning_rate=fast", "optimizer.muon.learning_rate: Input should be a valid number"),
+        ("optimizer.muon.rate=1", "unknown key optimizer.muon.rate; did you mean optimizer.muon?"),
+        ("objective.beta_start=0", "objective.beta_start: Input should be greater than 0"),
     ],
 )
 def test_mistakes_are_one_plain_line(tiny, override, cause_and_mend):
@@ -76,11 +81,6 @@ def test_mistakes_are_one_plain_line(tiny, override, cause_and_mend):
         tiny(override)
     assert cause_and_mend in str(mistake.value)
     assert "\n" not in str(mistake.value)
-
-
-def test_bf16_needs_master_weights(tiny):
-    with pytest.raises(UserError, match="set engine.zero_stage to 1, 2 or 3"):
-        tiny("engine.name=deepspeed", "engine.precision=bf16", "engine.zero_stage=0")
 
 
 def test_compiling_stops_at_stage_2(tiny):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from data.batch import Batch
-from tests.trainer.test_engine import batch, build
-from trainer.checkpoint_writer import KINDS
+from tests.trainer.test_engine import RATES, batch, build
 from trainer.cuda_graphs import StepGraphs
+from trainer.schedule import Rates
 
 
 class Rerun:
@@ -53,17 +53,18 @@ def cycles(engine, plans, numbers, parts=1) -> list[dict[str, float]]:
     made = []
     for n in numbers:
         batches = micro_batches(n, parts, engine.world.device)
-        made.append(engine.step(batches, plans[n % len(plans)], 1e-3 / (n + 1), 1 - 1 / (n + 2)))
+        rates = Rates(learning=1 / (n + 1), ema_decay=1 - 1 / (n + 2), beta=0.01 * (n + 1))
+        made.append(engine.step(batches, plans[n % len(plans)], rates))
     return [{name: value.item() for name, value in terms.items()} for terms in made]  # after the last step
 
 
 def copy_of_state(engine):
-    state = engine.full_state(*KINDS)
+    state = engine.full_state(*engine.kinds)
     return {kind: {name: value.clone() for name, value in of_kind.items()} for kind, of_kind in state.items()}
 
 
 def assert_same(engine, other):
-    for kind, tensors in engine.full_state(*KINDS).items():
+    for kind, tensors in engine.full_state(*engine.kinds).items():
         for name, value in other.full_state(kind)[kind].items():
             assert torch.equal(tensors[name], value), (kind, name)
 
@@ -85,9 +86,9 @@ def test_a_step_that_is_not_finite_is_skipped_in_a_replay_too(tiny, world):
     bad.x_BLD[0] = float("nan")
     for number in range(5):
         if number == 3:
-            assert engine.step([bad], plan, 1e-3, 0.5)["skipped"].item() == 1
+            assert engine.step([bad], plan, RATES)["skipped"].item() == 1
         for each in (engine, other):
-            assert each.step([batch(number)], plan, 1e-3, 0.5)["skipped"].item() == 0
+            assert each.step([batch(number)], plan, RATES)["skipped"].item() == 0
     assert_same(engine, other)
 
 

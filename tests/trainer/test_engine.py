@@ -13,8 +13,9 @@ from torch.profiler import profile
 from data.batch import Batch
 from data.errors import UserError
 from trainer.build import build_engine, build_parts, build_task
-from trainer.checkpoint_writer import KINDS
+from trainer.schedule import Rates
 
+RATES = Rates(learning=1.0, ema_decay=0.5, beta=0.01)
 ENGINES = {
     "accelerate": ["engine.name=accelerate"],
     **{f"deepspeed {stage}": ["engine.name=deepspeed", f"engine.zero_stage={stage}"] for stage in range(4)},
@@ -33,7 +34,7 @@ def batch(step: int) -> Batch:
 
 def steps(task, engine, numbers) -> list[dict[str, float]]:
     return [
-        {name: value.item() for name, value in engine.step([batch(n)], task.plans[n % 4], 1e-3, 0.5).items()}
+        {name: value.item() for name, value in engine.step([batch(n)], task.plans[n % 4], RATES).items()}
         for n in numbers
     ]
 
@@ -43,9 +44,12 @@ def expected(tiny, world):
     return steps(*build(tiny(), world), range(4))
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_every_engine_makes_the_same_steps(tiny, world, expected, name):
-    task, engine = build(tiny(*ENGINES[name]), world)
+def test_every_engine_makes_the_same_steps(tiny, world, name, optimizer):
+    overrides = [f"optimizer.name={optimizer}"]
+    expected = steps(*build(tiny(*overrides), world), range(4))
+    task, engine = build(tiny(*ENGINES[name], *overrides), world)
     average = None
     made = []
     for number in range(4):
@@ -64,7 +68,7 @@ def test_every_engine_makes_the_same_steps(tiny, world, expected, name):
 def test_a_timed_step_is_a_step(tiny, world, expected, name):
     task, engine = build(tiny(*ENGINES[name]), world)
     began = time.monotonic()
-    terms, seconds = engine.timed_step([batch(0)], task.plans[0], 1e-3, 0.5)
+    terms, seconds = engine.timed_step([batch(0)], task.plans[0], RATES)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected[0], rel=1e-5)
     assert seconds.keys() == {"seconds_forward", "seconds_backward", "seconds_optimizer"}
     assert all(value > 0 for value in seconds.values())
@@ -77,9 +81,9 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
     """Two steps on one engine, two on the other from its full state, give the steps of one run."""
     first, second = build(tiny(), world), build(tiny(*ENGINES[name]), world)
     steps(*first, range(2))
-    state = first[1].full_state(*KINDS)
+    state = first[1].full_state(*first[1].kinds)
     second[1].load_full_state(state, steps=2)
-    for kind, tensors in second[1].full_state(*KINDS).items():
+    for kind, tensors in second[1].full_state(*second[1].kinds).items():
         for key, value in tensors.items():
             assert torch.equal(value, state[kind][key]), (kind, key)
     for ours, theirs in zip(steps(*second, range(2, 4)), expected[2:], strict=True):
@@ -102,20 +106,26 @@ def test_accumulation_is_the_large_batch(tiny, world, expected, name):
     whole = batch(0)
     halves_GB = torch.arange(16).view(4, 2, 2)  # of each group, one half goes to each micro-batch
     micro = [Batch(whole.x_BLD[half], whole.index_B[half]) for half in halves_GB.unbind(1) for half in [half.flatten()]]
-    terms = engine.step(micro, task.plans[0], 1e-3, 0.5)
+    terms = engine.step(micro, task.plans[0], RATES)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
 def test_gradients_are_clipped_to_the_norm(tiny, world, name):
     """With Adam's β1 = 0 and eps far above the gradient a step is proportional to the clipped gradient."""
-    overrides = ["optimizer.eps=1e12", "optimizer.weight_decay=0", "optimizer.learning_rate=1"]
+    overrides = [
+        "optimizer.name=adamw",
+        "optimizer.beta1=0",
+        "optimizer.eps=1e12",
+        "optimizer.weight_decay=0",
+        "optimizer.learning_rate=1e12",
+    ]
     moved = []
     for limit in ("null", "1.0"):
         task, engine = build(tiny(*ENGINES[name], *overrides, f"train.max_grad_norm={limit}"), world)
         before = engine.full_state("weights")["weights"]
         before = {key: value.clone() for key, value in before.items()}
-        norm = engine.step([batch(0)], task.plans[0], 1e12, 0.5)["gradient_norm"].item()
+        norm = engine.step([batch(0)], task.plans[0], RATES)["gradient_norm"].item()
         after = engine.full_state("weights")["weights"]
         moved.append(sum((after[key] - before[key]).square().sum() for key in before).sqrt().item())
     assert norm > 2
@@ -146,7 +156,7 @@ def test_a_step_sends_nothing_from_or_to_the_host(tiny, world, name, method, mod
     task, engine = build(tiny(*ENGINES[name], f"method={method}", f"model.mask_tokens={mode}"), world)
     for plan in task.plans[:2]:
         with profile() as seen:
-            engine.step([batch(0)], plan, 1e-3, 0.5)
+            engine.step([batch(0)], plan, RATES)
         events = list(seen.events())
         assert any(event.name == "aten::_fused_adamw_" for event in events)  # on the CPU, it reads its scalars
         waits = [event for event in events if event.name in WAITS and "aten::_fused_adamw_" not in callers(event)]
@@ -165,7 +175,7 @@ def fresh_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("name", ["accelerate", "deepspeed 1", "deepspeed 2", "deepspeed 3"])
+@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.usefixtures("expected", "fresh_precision")
 def test_bf16_stays_near_fp32_and_keeps_fp32_weights(tiny, world, expected, name):
     task, engine = build(tiny(*ENGINES[name], "engine.precision=bf16"), world)
@@ -184,20 +194,22 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny, world, name, fault):
     engine_name, _, bf16 = name.partition(", ")
     task, engine = build(tiny(*ENGINES[engine_name], *(["engine.precision=bf16"] if bf16 else [])), world)
     steps(task, engine, range(2))
-    before = {kind: {k: v.clone() for k, v in tensors.items()} for kind, tensors in engine.full_state(*KINDS).items()}
+    before = {
+        kind: {k: v.clone() for k, v in tensors.items()} for kind, tensors in engine.full_state(*engine.kinds).items()
+    }
     bad = batch(2)
     if fault == "loss":
         bad.x_BLD[3, 2, 1] = float("nan")
-        terms = engine.step([bad], task.plans[2], 1e-3, 0.5)
+        terms = engine.step([bad], task.plans[2], RATES)
     else:
         weight = dict(task.named_parameters())["model.x_head.1.fc2.weight"]
         handle = weight.register_hook(lambda gradient: gradient * float("inf"))
-        terms = engine.step([bad], task.plans[2], 1e-3, 0.5)
+        terms = engine.step([bad], task.plans[2], RATES)
         handle.remove()
         assert terms["loss"].isfinite()
         assert not terms["gradient_norm"].isfinite()
     assert terms["skipped"].item() == 1
-    for kind, tensors in engine.full_state(*KINDS).items():
+    for kind, tensors in engine.full_state(*engine.kinds).items():
         assert all(torch.equal(value, before[kind][key]) for key, value in tensors.items()), kind
     (after,) = steps(task, engine, [3])
     assert after["skipped"] == 0
@@ -210,7 +222,7 @@ def test_steps_after_a_skipped_one_are_as_if_it_never_was(tiny, world):
     (task, engine), (other_task, other) = build(tiny(), world), build(tiny(), world)
     bad = batch(0)
     bad.x_BLD[:] = float("inf")
-    engine.step([bad], task.plans[0], 1e-3, 0.5)
+    engine.step([bad], task.plans[0], RATES)
     assert steps(task, engine, range(3)) == steps(other_task, other, range(3))
 
 

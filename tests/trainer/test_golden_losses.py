@@ -19,25 +19,26 @@ from data.batch import Batch
 from data.randomness import uniform
 from trainer.build import build_engine, build_task
 from trainer.config import load_config
-from trainer.optimizer import ema_decay, learning_rate
+from trainer.schedule import Rates, ema_decay, learning_share
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("golden_losses.json")
-CASES = [f"{method} {mode}" for method in ("vae", "biglearn_t", "biglearn_u") for mode in ("dense", "query_only")]
+WAYS = [f"{method} {mode}" for method in ("vae", "biglearn_t", "biglearn_u") for mode in ("dense", "query_only")]
+CASES = WAYS + [f"{way} muon" for way in WAYS]
 OVERRIDES = (
     "engine.name=accelerate",
     "train.batch_size=16",
     "schedule.warmup_images=64",
     "optimizer.learning_rate=1e-3",
 )
+MUON = ("optimizer.name=muon", "model.residual_init=zero", "objective.connected_share=0.5")
 
 
 def first_losses(case: str, world) -> list[float]:
     """The losses of five steps of MNIST Case 1's model on synthetic images, on one thread."""
-    method, mode = case.split()
-    config = load_config(
-        ROOT / "configs/mnist_case1.yaml", [f"method={method}", f"model.mask_tokens={mode}", *OVERRIDES]
-    )
+    method, mode, *muon = case.split()
+    overrides = [f"method={method}", f"model.mask_tokens={mode}", *OVERRIDES, *(MUON if muon else ())]
+    config = load_config(ROOT / "configs/paper_case1.yaml", overrides)
     task = build_task(config)
     engine = build_engine(config, task, world)
     threads = torch.get_num_threads()
@@ -46,9 +47,9 @@ def first_losses(case: str, world) -> list[float]:
     for step in range(5):
         index_B = torch.arange(16) + 16 * step
         x_BLD = uniform(0, "golden images", index_B, 64 * 48).view(16, 64, 48)
-        rate = learning_rate(config.optimizer, config.schedule, 16 * step, 16, config.total_images)
-        decay = ema_decay(config.optimizer, 16 * step, 16)
-        terms = engine.step([Batch(x_BLD, index_B)], task.plans[step % len(task.plans)], rate, decay)
+        learning = learning_share(config.schedule, 16 * step, 16, config.total_images)
+        rates = Rates(learning, ema_decay(config.optimizer, 16 * step, 16), config.objective.beta)
+        terms = engine.step([Batch(x_BLD, index_B)], task.plans[step % len(task.plans)], rates)
         losses.append(terms["loss"].item())
     torch.set_num_threads(threads)
     return losses

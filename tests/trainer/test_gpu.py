@@ -10,9 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.trainer.test_cuda_graphs import copy_of_state, cycles, micro_batches
-from tests.trainer.test_engine import batch, build
+from tests.trainer.test_engine import RATES, batch, build
 from trainer.build import build_task, open_index, open_stream
-from trainer.checkpoint_writer import KINDS
 from trainer.metrics import Metrics, MetricsConfig
 
 pytestmark = pytest.mark.gpu
@@ -38,9 +37,9 @@ def pair(tiny, cuda_world):
 
 def assert_near(engine, other):
     """The same kernels in the same order."""
-    state, expected = engine.full_state(*KINDS), other.full_state(*KINDS)
-    for kind in KINDS:
-        for name, value in expected[kind].items():
+    state, expected = engine.full_state(*engine.kinds), other.full_state(*other.kinds)
+    for kind, tensors in expected.items():
+        for name, value in tensors.items():
             torch.testing.assert_close(state[kind][name], value, rtol=1e-6, atol=1e-6 * value.abs().max().item())
 
 
@@ -52,7 +51,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(tiny, method, mode):
         task = build_task(tiny(f"method={method}", f"model.mask_tokens={mode}")).to(device)
         on_device = batch(0)
         on_device = type(on_device)(on_device.x_BLD.to(device), on_device.index_B.to(device))
-        loss, _ = task(on_device, task.plans[0])
+        loss, _ = task(on_device, task.plans[0], beta=0.01)
         loss.backward()
         gradients.append([loss.detach().cpu(), *(p.grad.cpu() for p in task.parameters())])
     for cpu, cuda in zip(*gradients, strict=True):
@@ -95,7 +94,7 @@ def test_the_host_never_waits_for_a_step(tiny, cuda_world, cuda_graphs, memory_b
 
     def steps(numbers):
         for n in numbers:
-            terms = engine.step([stream.read(torch.arange(16) + 16 * n)], task.plans[n % 2], 1e-3, 0.5)
+            terms = engine.step([stream.read(torch.arange(16) + 16 * n)], task.plans[n % 2], RATES)
             metrics.record_step(n + 1, 16 * (n + 1), terms)
 
     steps(range(4))  # a graph is recorded in the second step of its plan
@@ -138,8 +137,8 @@ def test_a_step_that_is_not_finite_is_skipped_in_a_replay(pair):
     before = copy_of_state(engine)
     (bad,) = micro_batches(9, 1, engine.world.device)
     bad.x_BLD[0] = float("nan")
-    assert engine.step([bad], plans[0], 1e-3, 0.5)["skipped"].item() == 1
-    for kind, tensors in engine.full_state(*KINDS).items():
+    assert engine.step([bad], plans[0], RATES)["skipped"].item() == 1
+    for kind, tensors in engine.full_state(*engine.kinds).items():
         assert all(torch.equal(value, before[kind][name]) for name, value in tensors.items()), kind
     made, expected = (cycles(each, plans[:1], range(3, 6)) for each in (engine, other))
     for ours, theirs in zip(made, expected, strict=True):

@@ -13,8 +13,8 @@ from trainer.checkpoint import load_checkpoint
 from trainer.evaluation import evaluate
 from trainer.exposition import Exposition
 from trainer.loop import _is_due, train
-from trainer.optimizer import learning_rate
 from trainer.run_directory import RunDirectory
+from trainer.schedule import learning_share
 from trainer.stop import StopRequest
 
 
@@ -72,22 +72,26 @@ def test_what_is_exported_never_goes_back(tiny, world, monkeypatch):
     assert (64, 4, True) in seen
 
 
-def test_step_k_gets_plan_k_its_learning_rate_and_its_share_of_the_sequence(tiny, world, monkeypatch):
-    config = tiny("schedule.name=cosine", "schedule.warmup_images=32", "train.max_steps=5")
+def test_step_k_gets_plan_k_its_rates_and_its_share_of_the_sequence(tiny, world, monkeypatch):
+    schedules = ("schedule.name=cosine", "schedule.warmup_images=32", "objective.beta_start=0.001")
+    config = tiny(*schedules, "objective.beta_images=[16, 48]", "train.max_steps=5")
     steps = []
 
-    def remember(self, batches, plan, lr, decay):
-        steps.append((plan, lr, batches[0].index_B.tolist()))
-        return original(self, batches, plan, lr, decay)
+    def remember(self, batches, plan, rates):
+        steps.append((plan, rates, batches[0].index_B.tolist()))
+        return original(self, batches, plan, rates)
 
     original = AccelerateEngine.step
     monkeypatch.setattr(AccelerateEngine, "step", remember)
     train(config, world, RunDirectory(config.run_dir), resume=False, stop=StopRequest())
     plans = build_task(config).plans
-    for k, (plan, rate, positions) in enumerate(steps):
+    for k, (plan, rates, positions) in enumerate(steps):
         assert plan == plans[k % len(plans)]
-        assert rate == learning_rate(config.optimizer, config.schedule, 16 * k, 16, 96)  # not shortened by max_steps
+        assert rates.learning == learning_share(config.schedule, 16 * k, 16, 96)  # not shortened by max_steps
         assert positions == list(range(16 * k, 16 * k + 16))
+    assert [rates.beta for _, rates, _ in steps] == pytest.approx([0.001, 0.001, 10**-2.5, 0.01, 0.01])
+    recorded = [json.loads(line) for line in RunDirectory(config.run_dir).metrics.read_text().splitlines()]
+    assert [line["beta"] for line in recorded] == [rates.beta for _, rates, _ in steps]
 
 
 def test_weights_follow_the_seed(tiny):

@@ -10,9 +10,12 @@ from data.errors import NonFiniteError, UserError
 from tests.trainer.test_checkpoint import forge
 from trainer.build import build_parts
 from trainer.checkpoint import State
-from trainer.checkpoint_writer import KINDS, CheckpointWriter
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.engine import EngineConfig
 from trainer.resume import identity, restore
+from trainer.schedule import Rates
+
+RATES = Rates(learning=1.0, ema_decay=0.5, beta=0.01)
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def saved(tiny, world, tmp_path):
     config = tiny()
     parts = build_parts(config, world)
     batch = parts.train_stream.read(torch.arange(16))
-    parts.engine.step([batch], parts.copy.plans[0], 1e-3, 0.5)
+    parts.engine.step([batch], parts.copy.plans[0], RATES)
     writer = CheckpointWriter(tmp_path, config.checkpoint, parts.engine, parts.shapes)
     writer.start(State(images=16, step=1, identity=identity(config, parts.index, parts.codec)))
     writer.finish()
@@ -47,9 +50,10 @@ def test_all_tensors_come_back(saved, world):
     fresh = build_parts(config, world)
     state = restore(fresh, folder, identity(config, fresh.index, fresh.codec))
     assert (state.images, state.step) == (16, 1)
-    before, after = parts.engine.full_state(*KINDS), fresh.engine.full_state(*KINDS)
-    for kind in KINDS:
-        assert all(torch.equal(before[kind][name], after[kind][name]) for name in parts.shapes)
+    before, after = parts.engine.full_state(*parts.engine.kinds), fresh.engine.full_state(*fresh.engine.kinds)
+    assert before.keys() == after.keys() == {"weights", "exp_avg", "exp_avg_sq", "ema"}
+    for kind in before:
+        assert all(torch.equal(before[kind][name], after[kind][name]) for name in parts.engine.kinds[kind])
         assert any(value.any() for value in after[kind].values())
 
 
@@ -60,6 +64,7 @@ def test_all_tensors_come_back(saved, world):
         ("method=biglearn_t", "method biglearn_u there, biglearn_t here"),
         ("objective.beta=0.5", "objective.beta 0.01 there, 0.5 here"),
         ("seed=3", "seed 0 there, 3 here"),
+        ("optimizer.name=adamw", "optimizer.name muon there, adamw here"),
     ],
 )
 def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, override, named):
@@ -124,7 +129,7 @@ def test_what_is_written_is_the_state_at_the_start(saved, tmp_path, monkeypatch)
     writer = CheckpointWriter(tmp_path / "later", config.checkpoint, parts.engine, parts.shapes)
     writer.start(State(images=16, step=1, identity={}))
     assert writer.is_writing
-    parts.engine.step([parts.train_stream.read(torch.arange(16))], parts.copy.plans[1], 1e-2, 0.5)
+    parts.engine.step([parts.train_stream.read(torch.arange(16))], parts.copy.plans[1], RATES)
     held.set()
     writer.finish()
     written = load_file(tmp_path / "later/img-000000000016/weights.safetensors")

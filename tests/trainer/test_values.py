@@ -121,7 +121,7 @@ def test_a_run_has_a_folder(tmp_path):
 
 
 def test_numbers_of_code_are_finite_too():
-    from trainer.optimizer import OptimizerConfig
+    from trainer.engines.optimizers.config import OptimizerConfig
 
     for value in (math.inf, math.nan):
         with pytest.raises(ValueError, match="finite"):

@@ -1,0 +1,23 @@
+"""AdamW (Loshchilov & Hutter 2019), by torch's fused kernel."""
+
+import torch
+from torch.optim.adamw import adamw
+
+from trainer.engines.optimizers.config import OptimizerConfig
+from trainer.engines.optimizers.rule import Rule
+
+
+class AdamW(Rule):
+    """Element by element, in fp32: it needs no whole matrices and has no large products."""
+
+    MOMENTS = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, config: OptimizerConfig, dtype: torch.dtype):
+        self.learning_rate, self.weight_decay = config.learning_rate, config.weight_decay
+        self._how = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
+
+    def step(self, params, states, pieces, lr, decay, skip):
+        moments = ([state[name] for state in states] for name in self.MOMENTS)
+        counts = [state["step"] for state in states]
+        how = {**self._how, "lr": lr, "weight_decay": decay, "found_inf": skip, "amsgrad": False, "maximize": False}
+        adamw([*params], [p.grad for p in params], *moments, [], counts, fused=True, **how)
