@@ -91,7 +91,7 @@ class Config(Section):
 
     def of_model(self) -> dict:
         """What decides which model is trained, and on what objective, by dotted keys: what a resumed run must keep."""
-        kept = ("method", "seed", "model.", "objective.", "data.patch_size")
+        kept = ("method", "seed", "model.", "objective.", "data.patch_size", "data.holdout")
         return {key: value for key, value in self.flat().items() if key.startswith(kept)}
 
     def micro_batch_size(self, world_size: int) -> int:

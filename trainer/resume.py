@@ -26,6 +26,9 @@ from trainer.config import Config
 
 log = logging.getLogger(__name__)
 
+# What a checkpoint was trained with that was written before its identity had the key.
+IMPLIED = {"data.holdout": 0}
+
 
 def identity(config: Config, index: Index, codec: PatchCodec | None) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
@@ -59,7 +62,7 @@ def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None
 
 
 def _refuse_another(path: Path, checkpoint: Checkpoint, shared: dict, shapes: dict[str, tuple[int, ...]]) -> None:
-    saved = checkpoint.state.identity
+    saved = IMPLIED | checkpoint.state.identity
     differ = [
         f"{name} {saved.get(name)} there, {shared.get(name)} here"
         for name in sorted(saved.keys() | shared.keys())
