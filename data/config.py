@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.errors import UserError
+from data.holdout import HOLDOUT
 from data.index import require_folder_path
 from data.section import Section
 from data.sources import SOURCES
@@ -25,6 +26,8 @@ class DataConfig(Section):
     memory_bytes: int = Field(2**31, ge=0)
     # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
     max_damaged: int = Field(100, ge=0)
+    # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
+    holdout: int = Field(0, ge=0)
     # Threads that read batches ahead; 0 reads in the training loop.
     workers: int = Field(0, ge=0)
     # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
@@ -64,6 +67,11 @@ class DataConfig(Section):
     def patches(self) -> int:
         """L: tokens of one image."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def evaluated_split(self) -> str:
+        """What a run evaluates and draws: the split "test", or "holdout" where images are held out."""
+        return HOLDOUT if self.holdout else "test"
 
     @property
     def token_dim(self) -> int:

@@ -301,7 +301,7 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
         raise UserError(f"{path}: {error.strerror}: ask its owner to let you read it (chmod a+rX)") from None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            more = f"`ulimit -n {len(index.shards) + 256}`"
+            more = f"`ulimit -n {2 * len(index.shards) + 256}`"  # held-out images have their split opened twice
             raise UserError(f"{path}: {error.strerror}: allow more of them with {more}") from None
         reason = error.strerror
     else:

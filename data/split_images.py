@@ -31,22 +31,25 @@ class _Place:
 
 
 class SplitImages:
-    """Random access to the images of a split, from any thread.
+    """Random access to the images of a split, or of a part of it, from any thread.
 
     A damaged image (its bytes cannot be read, or have another CRC-32 than was written) is replaced by the next
-    sound one, index + 1, + 2, ..., around the end of the split: the same on every rank. It is logged once.
+    sound one of the part, index + 1, + 2, ..., around the end of the split: the same on every rank. It is logged once.
 
-    Raises UserError when a shard does not fit the index, and when no image of the split is sound.
+    Raises UserError when a shard does not fit the index, and when no image of the part is sound.
 
-    images: how many. label_N: (images,) int64, as they stand in the shards. damaged: index in the split to one
-    line that says where the image lies and why it cannot be used, of the damaged images found so far.
+    part_N: (N,) int64, the indices in the split of the images that are read; None: all. images: of the whole split.
+    label_N: (images,) int64, as they stand in the shards. damaged: index in the split to one line that says where the
+    image lies and why it cannot be used, of the damaged images found so far.
     """
 
-    def __init__(self, index: Index, root: Path | str, split: str):
+    def __init__(self, index: Index, root: Path | str, split: str, part_N: np.ndarray | None = None):
         self.images = index.images[split]
         self.content_shape, self.content_dtype = index.content_shape, index.content_dtype
         self.damaged: dict[int, str] = {}
         self._root, self._split = Path(root), split
+        self._is_part_N = np.zeros(self.images, bool)
+        self._is_part_N[slice(None) if part_N is None else part_N] = True
         self._mend = index.mend(root)
         self._lock = threading.Lock()
         self._places: list[_Place] = []
@@ -95,7 +98,7 @@ class SplitImages:
         faults = {}
         for step in range(self.images):
             sound = (index + step) % self.images
-            if sound in self.damaged:
+            if sound in self.damaged or not self._is_part_N[sound]:
                 continue
             fault = self._fault(sound, content_N)
             if fault is None:

@@ -22,10 +22,11 @@ _CHUNK = 1024  # images that are read at once into memory
 
 
 class Stream:
-    """An endless sequence of the images of one split, as tokens: patches of pixels, or PatchAE codes of them.
+    """An endless sequence of the images of one split, or of a part of it, as tokens: patches of pixels, or PatchAE
+    codes of them.
 
     Position n of the sequence is in epoch n // images; each epoch holds every image once, in an order that is
-    a function of (seed, epoch) alone, or in file order when the seed is None. The stream has no state: a run
+    a function of (seed, epoch) alone, or that of the part when the seed is None. The stream has no state: a run
     that counts the images it has seen resumes anywhere, on any number of ranks and threads.
 
     A split of at most `memory_bytes` is read once and stays, as it is stored, on `device`; a larger one is read at
@@ -35,6 +36,7 @@ class Stream:
     Raises UserError when the shards do not fit the index, no image is sound, or the images do not divide into
     patches.
 
+    part_N: (images,) int64, the indices in the split of the images of the sequence; None: all, in file order.
     transform: of float32 (B, L, D), on the device: what is done to tokens last.
 
     images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
@@ -48,6 +50,7 @@ class Stream:
         *,
         patch_size: int,
         seed: int | None,
+        part_N: Tensor | None = None,
         device: torch.device | str = "cpu",
         memory_bytes: int = 2**31,
         transform: Callable[[Tensor], Tensor] | None = None,
@@ -57,7 +60,8 @@ class Stream:
         height, width, self._channels = index.image_shape
         if height != width or height % patch_size:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
-        self.images = index.images[split]
+        self._part_N = torch.arange(index.images[split]) if part_N is None else part_N
+        self.images = len(self._part_N)
         self.patches = (height // patch_size) ** 2
         self.device = torch.device(device)
         self._patch_size, self._transform, self._holds_codes = patch_size, transform, bool(index.codes)
@@ -69,7 +73,7 @@ class Stream:
         self._orders: dict[int, Tensor] = {}  # of the last two epochs: a batch may cross the seam
         self._lock = threading.Lock()
 
-        self._source = SplitImages(index, root, split)
+        self._source = SplitImages(index, root, split, self._part_N.numpy())
         self._label_N = torch.from_numpy(self._source.label_N)
         self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
         if self.images * index.content_bytes <= memory_bytes:
@@ -85,27 +89,18 @@ class Stream:
         return self._source.damaged_error(limit)
 
     def order(self, position_B: Tensor) -> Tensor:
-        """The index in the data set, 0 .. images-1, of each position: (B,) int64, on the CPU."""
-        position_B = position_B.cpu()
-        place_B = position_B % self.images
-        if self._seed is None:
-            return place_B
-        epoch_B = position_B // self.images
-        index_B = torch.empty_like(place_B)
-        for epoch in epoch_B.unique().tolist():
-            chosen_B = epoch_B == epoch
-            index_B[chosen_B] = self._order_of(epoch)[place_B[chosen_B]]
-        return index_B
+        """The index in the data set, that is in its split, of each position: (B,) int64, on the CPU."""
+        return self._part_N[self._place(position_B)]
 
     def read(self, position_B: Tensor) -> Batch:
         """The images at these positions ((B,) int64, best on the CPU), on the stream's device."""
-        index_B = self.order(position_B)
+        place_B = self._place(position_B)
         if self._content_NLD is None:
-            content_BLD, label_B = self._read(index_B)
+            content_BLD, label_B = self._read(self._part_N[place_B])
             content_BLD, label_B = to_device(content_BLD, self.device), to_device(label_B, self.device)
         else:
-            index_B = to_device(index_B, self.device)
-            content_BLD, label_B = self._content_NLD.index_select(0, index_B), self._label_N[index_B]
+            place_B = to_device(place_B, self.device)
+            content_BLD, label_B = self._content_NLD.index_select(0, place_B), self._label_N[place_B]
         x_BLD = content_BLD.float()
         if not self._holds_codes:
             x_BLD = x_BLD / 255
@@ -114,6 +109,19 @@ class Stream:
         if self._transform:
             x_BLD = self._transform(x_BLD)
         return Batch(x_BLD, to_device(position_B, self.device), label_B)
+
+    def _place(self, position_B: Tensor) -> Tensor:
+        """The place in the part, 0 .. images-1, of each position: (B,) int64, on the CPU."""
+        position_B = position_B.cpu()
+        turn_B = position_B % self.images
+        if self._seed is None:
+            return turn_B
+        epoch_B = position_B // self.images
+        place_B = torch.empty_like(turn_B)
+        for epoch in epoch_B.unique().tolist():
+            chosen_B = epoch_B == epoch
+            place_B[chosen_B] = self._order_of(epoch)[turn_B[chosen_B]]
+        return place_B
 
     def _order_of(self, epoch: int) -> Tensor:
         """(images,) int64: the permutation of one epoch."""
@@ -132,14 +140,14 @@ class Stream:
         return tokens_BLD, self._label_N[source_B]
 
     def _load(self, index: Index) -> None:
-        """Read the whole split to the device; the shards are needed no more."""
+        """Read all images of the sequence to the device; the shards are needed no more."""
         values = math.prod(index.content_shape) // self.patches
         content_NLD = torch.empty(
             (self.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
         )
         label_N = torch.empty(self.images, dtype=torch.int64)
-        for index_B in torch.arange(self.images).split(_CHUNK):
-            content_NLD[index_B[0] : index_B[-1] + 1], label_N[index_B] = self._read(index_B)
+        for place_B in torch.arange(self.images).split(_CHUNK):
+            content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = self._read(self._part_N[place_B])
         self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)
         self._source.close()
 

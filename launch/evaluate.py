@@ -18,6 +18,8 @@ import json
 from data.errors import UserError
 from launch.cli import Parser, run, seed, show_warnings, whole_number
 
+NAMES = {"test": "evaluation", "holdout": "evaluation-holdout"}  # of the report on a split, in a run's reports
+
 EXAMPLES = """\
 examples:
   python launch/evaluate.py --run runs/digits-biglearn_u
@@ -34,6 +36,8 @@ def main(arguments: list[str]) -> int:
     out = "default: reports/ in the run's directory; comparison/ for --compare"
     add("--out", metavar="DIR", help=out)
     add("--shards", metavar="DIR", help="the folder of the data set; default: that of the training")
+    of_split = "holdout: instead of the test images those that the run held out (data.holdout); default: %(default)s"
+    add("--split", choices=NAMES, default="test", help=of_split)
     add("--images", type=whole_number, metavar="N", help="test images of the ELBOs; default: all")
     add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
     add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
@@ -48,7 +52,8 @@ def main(arguments: list[str]) -> int:
     if bool(options.run) == bool(options.compare):
         raise UserError("what is to be measured? Give --run DIR, or --compare DIR DIR ...")
     if options.compare:
-        return compare([Path(path) for path in options.compare], Path(options.out or "comparison"), options.shards)
+        folders, out = [Path(path) for path in options.compare], Path(options.out or "comparison")
+        return compare(folders, out, options.shards, NAMES[options.split])
     return evaluate(options)
 
 
@@ -61,6 +66,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from trainer.world import joined_world
 
     extent = Extent(
+        split=options.split,
         images=options.images,
         bound_images=options.bound_images,
         bound_samples=options.bound_samples,
@@ -85,13 +91,14 @@ def evaluate(options: argparse.Namespace) -> int:
                 pictures = {"What it can do": picture.read_bytes()} if picture.exists() else {}
                 reports = {folder.resolve().name: report}
                 content = page(f"Evaluation of {folder.resolve().name}", reports, pictures)
-                _write(out, {"evaluation.json": json.dumps(report, indent=1) + "\n", "evaluation.html": content})
+                name = NAMES[options.split]
+                _write(out, {f"{name}.json": json.dumps(report, indent=1) + "\n", f"{name}.html": content})
                 print(words(reports))
-                print(f"wrote {out / 'evaluation.json'} and {out / 'evaluation.html'}")
+                print(f"wrote {out / name}.json and {out / name}.html")
     return 0
 
 
-def compare(folders: list[Path], out: Path, shards: str | None) -> int:
+def compare(folders: list[Path], out: Path, shards: str | None, evaluation: str) -> int:
     from trainer.figures import rendered, training_curves
     from trainer.report import page, read_report, words
     from trainer.run_directory import RunDirectory
@@ -102,7 +109,7 @@ def compare(folders: list[Path], out: Path, shards: str | None) -> int:
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     found = zip(names, folders, strict=True)
-    reports = {name: read_report(folder / "reports/evaluation.json") for name, folder in found}
+    reports = {name: read_report(folder / f"reports/{evaluation}.json") for name, folder in found}
     pictures = {}
     are_runs = all(RunDirectory(folder).config.exists() for folder in folders)  # an export has no curves
     if are_runs and len({report["source"] for report in reports.values()}) == 1:

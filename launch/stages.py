@@ -9,7 +9,7 @@ from data.index import INDEX_NAME
 from data.sources import SOURCES
 from trainer.build import open_codec, open_index
 from trainer.checkpoint import newest_whole
-from trainer.config import Config, load_config
+from trainer.config import OF_BEFORE, Config, load_config
 from trainer.resume import identity
 from trainer.run_directory import RunDirectory
 
@@ -136,6 +136,6 @@ def why_trained(config: Config) -> str | None:
         wanted = identity(config, open_index(config.data, codec), codec)
     except UserError:
         return None  # launch/train.py says what is wrong,
-    if checkpoint.state.identity != wanted:
+    if OF_BEFORE | checkpoint.state.identity != wanted:
         return None  # and what differs
     return f"it has learned from {checkpoint.state.images:,} images, and {config.total_images:,} are asked for"

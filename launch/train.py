@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
 
 def dry_run(config) -> int:
     """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
+    from data.holdout import trained_images
     from data.index import INDEX_NAME
     from data.sources import split_sizes
     from model.cost import measure_cost
@@ -77,7 +78,7 @@ def dry_run(config) -> int:
         "parameters": parameters,
         "parameters_millions_2_20": round(parameters / 2**20, 4),
         **asdict(measure_cost(task, config.data.patches, config.data.token_dim)),
-        "images_per_epoch": sizes["train"],
+        "images_per_epoch": trained_images(sizes["train"], config.data.holdout),
         "steps": config.steps,
         "world_size": world_size,
     }
@@ -135,12 +136,13 @@ def last_step(config) -> str:
 def report(summary: dict, run, data) -> None:
     """What was learned, in words."""
     before, after, value = summary["before"] or {}, summary["after"], "code's value" if data.code_dim else "pixel"
+    images = "held-out" if data.holdout else "test"
     print(f"\n{summary['method']} ({summary['parameters']:,} parameters) after {summary['images']:,} images")
     for name, text in (
-        ("biglearn_elbo", "test BigLearnELBO"),
-        ("joint_elbo", "test JointELBO"),
+        ("biglearn_elbo", f"{images} BigLearnELBO"),
+        ("joint_elbo", f"{images} JointELBO"),
         ("inpainting_error", f"in-painting error a {value}, half of the patches missing"),
-        ("psnr", "test PSNR, dB"),
+        ("psnr", f"{images} PSNR, dB"),
     ):
         if name in after and name in before:
             print(f"  {text}: {before[name]:.4g} before, {after[name]:.4g} after")
@@ -153,8 +155,8 @@ def report(summary: dict, run, data) -> None:
     print(f"  report: {run.reports / 'summary.json'}")
     where = shlex.quote(str(run.path))
     if summary["method"] == "patch_ae":
-        images = shlex.quote(data.shards)
-        print(f"  encode with it: python launch/encode.py --images {images} --patch-autoencoder {where}")
+        shards = shlex.quote(data.shards)
+        print(f"  encode with it: python launch/encode.py --images {shards} --patch-autoencoder {where}")
     else:
         print(f"  use it: python launch/sample.py generate --model {where}   (--help names what else it can do)")
 

@@ -127,6 +127,12 @@ MUTATIONS = (
         ("tests/data/test_damage.py",),
     ),
     Mutation(
+        "a-held-out-image-stands-in",
+        "if sound in self.damaged or not self._is_part_N[sound]:",
+        "if sound in self.damaged:",
+        ("tests/data/test_holdout.py",),
+    ),
+    Mutation(
         "celeba-tests-on-the-validation-images",
         '_SPLITS = {"train": "0", "val": "1", "test": "2"}',
         '_SPLITS = {"train": "0", "val": "2", "test": "1"}',
@@ -243,9 +249,15 @@ MUTATIONS = (
     ),
     Mutation(
         "resume-with-another-objective",
-        'kept = ("method", "seed", "model.", "objective.", "data.patch_size", "optimizer.name")',
-        'kept = ("method", "seed", "model.", "data.patch_size", "optimizer.name")',
+        'kept = ("method", "seed", "model.", "objective.", "data.patch_size", "data.holdout", "optimizer.name")',
+        'kept = ("method", "seed", "model.", "data.patch_size", "data.holdout", "optimizer.name")',
         ("tests/trainer/test_resume.py",),
+    ),
+    Mutation(
+        "test-images-choose-the-checkpoint",
+        'return HOLDOUT if self.holdout else "test"',
+        'return "test"',
+        ("tests/trainer/test_holdout.py",),
     ),
     Mutation(
         "unknown-keys-are-ignored",

@@ -37,8 +37,9 @@ _MOST_CLASSES = 10_000  # more are attributes, combined
 
 @dataclass(frozen=True)
 class Extent:
-    """On how many images, and how closely. Where a split has fewer images, all of them are taken."""
+    """On how many images of which split, and how closely. Where a split has fewer images, all of them are taken."""
 
+    split: str = "test"  # of the test images: "holdout" takes those that the run held out
     images: int | None = None  # test images of the ELBOs; None: all
     bound_images: int = 500
     bound_samples: int = 64  # importance weights
@@ -53,8 +54,8 @@ class Extent:
 def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> dict:
     """The report, on all ranks. Collective. data, index: the images, as `trainer.model_data.open_images` finds them."""
     with world.agreed():
-        train, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
-        tokens = open_stream(data, index, "test", None, world.device, vae.codec) if vae.codec else test
+        train, test = (open_stream(data, index, split, None, world.device) for split in ("train", extent.split))
+        tokens = open_stream(data, index, extent.split, None, world.device, vae.codec) if vae.codec else test
     description = vae.description
     task = BigLearnTask(vae.model, description.objective, description.seed)
     elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)

@@ -15,6 +15,7 @@ from torch import nn
 from data.batch import Batch
 from data.config import DataConfig
 from data.errors import UserError
+from data.holdout import HOLDOUT, split_training
 from data.index import Index, encode_command, load_index, prepare_command
 from data.stream import Stream, prefetch
 from model.biglearn import BigLearnModel
@@ -82,6 +83,7 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
 class Parts:
     """What a step needs. `copy` is the task once more, outside the engine, for weights that are looked at.
 
+    test_stream: the images that it is evaluated on, in an order of their own: those held out, where there are any.
     codec: of a model of codes, else None.
     """
 
@@ -114,7 +116,7 @@ def build_parts(config: Config, world: World) -> Parts:
         index = open_index(config.data, codec)
         train_stream, test_stream = (
             open_stream(config.data, index, split, seed, world.device, codec)
-            for split, seed in (("train", config.seed), ("test", None))  # the test images come in file order
+            for split, seed in (("train", config.seed), (config.data.evaluated_split, None))
         )
         refuse_damage(config.data, train_stream, test_stream)
     world.require_same(**config.flat(), data_checksum=index.checksum, codec=codec.checksum if codec else None)
@@ -205,15 +207,26 @@ def open_stream(
     device: torch.device | str = "cpu",
     codec: PatchCodec | None = None,
 ) -> Stream:
-    """One split of an opened index: pixels or, with a codec, standardised codes."""
+    """One split of an opened index: pixels or, with a codec, standardised codes.
+
+    split: one of the index, of which "train" is without the data.holdout images that are held out, or "holdout", these.
+    Raises UserError when no images are held out, or all, and as `Stream`.
+    """
+    stored, part_N = split, None
+    if split == HOLDOUT and not data.holdout:
+        raise UserError("no images are held out, data.holdout is 0: take the split test, or train with data.holdout=N")
+    if split == HOLDOUT or (split == "train" and data.holdout):
+        trained_N, held_out_N = split_training(index.images.get("train", 0), data.holdout)
+        stored, part_N = "train", held_out_N if split == HOLDOUT else trained_N
     codec = codec.to(device) if codec else None
     encode = (codec.standardise if index.codes else codec.encode) if codec else None
     return Stream(
         index,
         data.latents if index.codes else data.shards,
-        split,
+        stored,
         patch_size=data.patch_size,
         seed=seed,
+        part_N=part_N,
         device=device,
         memory_bytes=data.memory_bytes,
         transform=encode,

@@ -25,6 +25,7 @@ from trainer.values import Plain, is_null, override, read_mapping, typed
 
 # What a run that was written before there was a key had in its place, by dotted key.
 OF_BEFORE = {
+    "data.holdout": 0,
     "model.residual_init": "xavier",
     "objective.beta_start": None,
     "objective.connected_share": 0.0,
@@ -101,7 +102,7 @@ class Config(Section):
 
     def of_model(self) -> dict:
         """What decides which model is trained, and on what objective, by dotted keys: what a resumed run must keep."""
-        kept = ("method", "seed", "model.", "objective.", "data.patch_size", "optimizer.name")
+        kept = ("method", "seed", "model.", "objective.", "data.patch_size", "data.holdout", "optimizer.name")
         return {key: value for key, value in self.flat().items() if key.startswith(kept)}
 
     def micro_batch_size(self, world_size: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data import randomness
 from data.errors import UserError
+from data.holdout import trained_images
 from data.index import prepare_command, read_index
 from model.capabilities import BigLearnVAE
 from model.masks import observed_of_kind, place_masks
@@ -263,7 +264,7 @@ def training_curves(runs: list[Path], shards: str | None = None) -> Curves:
         index = read_index(folder, partial(prepare_command, config.data.source, folder))
         if index.source != config.data.source:
             raise UserError(f"{folder} holds {index.source}, not {config.data.source}: give another --shards")
-        epochs = epochs_of(lines, index.images["train"])
+        epochs = epochs_of(lines, trained_images(index.images["train"], config.data.holdout))
         label = f"{config.method} ({run.resolve().name})"
         loss_axes.plot(epochs.end, epochs.loss, label=label)
         time_axes.plot(epochs.end, [seconds / 60 for seconds in epochs.seconds], label=label)

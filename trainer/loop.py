@@ -139,6 +139,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
         "damaged_images": len(train_stream.damaged) + len(test_stream.damaged),
         "training_seconds": round(seconds, 3),  # of this process, without evaluation and checkpoints
         "images_per_second": round((images - start_images) / seconds, 1) if seconds else None,
+        "evaluated_split": config.data.evaluated_split,
         "before": run.evaluation(),
         "after": values,
         "stopped_by": next((name for name in world.gather(stop.signal_name) if name), None) if stopped else None,

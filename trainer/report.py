@@ -11,10 +11,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from data.errors import UserError, printable
+from data.holdout import HOLDOUT
 from trainer.assessment import FORMAT
 
 Reports = dict[str, dict]  # by the name of the run
-_PARTS = {"method", "mask_tokens", "source", "parameters", "images", "elbos", "bounds", "latent", "inpainting", "probe"}
+_PARTS = {
+    "method", "mask_tokens", "source", "parameters", "images", "extent", "elbos", "bounds", "latent", "inpainting",
+    "probe",
+}  # fmt: skip
 
 _SCORES = {"error": "squared error a pixel", "psnr": "PSNR, dB", "ssim": "SSIM"}
 _STYLE = """
@@ -30,7 +34,8 @@ def read_report(path: Path) -> dict:
     try:
         report = json.loads(path.read_bytes())
     except OSError as error:
-        mend = f"make it with `python launch/evaluate.py --run {shlex.quote(str(path.parent.parent))}`"
+        split = " --split holdout" if path.stem.endswith(HOLDOUT) else ""
+        mend = f"make it with `python launch/evaluate.py --run {shlex.quote(str(path.parent.parent))}{split}`"
         raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
     except (ValueError, RecursionError):
         report = None
@@ -65,6 +70,11 @@ def words(reports: Reports) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
+def _split(reports: Reports) -> str:
+    """What the images of the reports are, in words."""
+    return "held-out" if next(iter(reports.values()))["extent"].get("split") == HOLDOUT else "test"
+
+
 _ELBOS = {
     "biglearn_elbo": "BigLearnELBO",
     "joint_elbo": "JointELBO, own prior",
@@ -88,8 +98,8 @@ def _elbos(reports: Reports) -> str:
         rows.append([f"{of} ≥ (k = {samples})", *(_bound_text(r, of, samples) for r in reports.values())])
     rows.append(["active latent units", *(f"{r['latent']['active_units']}" for r in reports.values())])
     text = (
-        "The ELBOs are the paper's objective (variance 1, no constants) on the test images. The bounds of "
-        "log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an "
+        f"The ELBOs are the paper's objective (variance 1, no constants) on the {_split(reports)} images. The bounds "
+        "of log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an "
         "image (± standard error). All are densities of what the model learns: pixels, or the codes of a first stage. "
         "A vae was trained on none of the tasks of BigLearnELBO but the joint one."
     )
@@ -111,15 +121,15 @@ def _bound_text(report: dict, of: str, samples: int) -> str:
 def _plots(reports: Reports) -> dict[str, Callable[[Reports], Figure]]:
     plots: dict[str, Callable[[Reports], Figure]] = {}
     if len(reports) > 1:
-        plots["Test JointELBO of the runs (as Fig. 2 of the paper)"] = joint_elbos
+        plots[f"{_split(reports).capitalize()} JointELBO of the runs (as Fig. 2 of the paper)"] = joint_elbos
     plots["The missing part against the share of patches that are known, for four kinds of masks"] = inpainting_curves
     if any(report["probe"] for report in reports.values()):
-        plots["Accuracy of linear probes on test images (as Fig. 4 of the paper)"] = probe_curves
+        plots[f"Accuracy of linear probes on {_split(reports)} images (as Fig. 4 of the paper)"] = probe_curves
     return plots
 
 
 def joint_elbos(reports: Reports) -> Figure:
-    """Bars of the test JointELBO (Fig. 2)."""
+    """Bars of the JointELBO (Fig. 2)."""
     figure = Figure(figsize=(1.5 + 1.2 * len(reports), 4), layout="constrained")
     axes = figure.add_subplot()
     values = [report["elbos"]["joint_elbo"] for report in reports.values()]
@@ -127,7 +137,7 @@ def joint_elbos(reports: Reports) -> Figure:
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
     axes.margins(y=0.15)
     axes.tick_params("x", rotation=20)
-    axes.set_ylabel("test JointELBO, own prior")
+    axes.set_ylabel(f"{_split(reports)} JointELBO, own prior")
     return figure
 
 
@@ -201,9 +211,9 @@ def _inpainting_text(reports: Reports) -> str:
     report = next(iter(reports.values()))
     images = report["inpainting"][0]["images"]
     return (
-        f"<p>The missing part of {images:,} test images, half of whose patches are known: squared error a pixel, PSNR "
-        "(dB), SSIM, and diversity (root of the mean variance over the draws). A drawn completion errs by its own "
-        "variance on top of that of the best guess, so the mean of z gives the smaller error.</p>"
+        f"<p>The missing part of {images:,} {_split(reports)} images, half of whose patches are known: squared error a "
+        "pixel, PSNR (dB), SSIM, and diversity (root of the mean variance over the draws). A drawn completion errs by "
+        "its own variance on top of that of the best guess, so the mean of z gives the smaller error.</p>"
     )
 
 

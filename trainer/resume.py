@@ -62,7 +62,7 @@ def _refuse_another(
     path: Path, checkpoint: Checkpoint, shared: dict, wanted: dict[str, dict[str, tuple[int, ...]]]
 ) -> None:
     """wanted: the shape of each tensor by kind and parameter."""
-    saved = {**{name: value for name, value in OF_BEFORE.items() if name in shared}, **checkpoint.state.identity}
+    saved = OF_BEFORE | checkpoint.state.identity
     differ = [
         f"{name} {saved.get(name)} there, {shared.get(name)} here"
         for name in sorted(saved.keys() | shared.keys())

@@ -27,6 +27,38 @@ def test_a_run_is_measured_and_compared(start, digits_run, tmp_path):
     assert all(f"Fig. {number} of the paper" in content for number in (2, 4, 13))
 
 
+def test_a_run_is_measured_and_compared_on_its_held_out_images(start, tiny_file, tmp_path):
+    """The commands of docs/running.md."""
+    run = tmp_path / "run"
+    done = start(
+        "python", "launch/train.py", "--config", tiny_file, f"run_dir={run}", "data.holdout=30", "--resume", "auto"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held-out BigLearnELBO" in done.stdout
+    assert "test " not in done.stdout
+    command = ("python", "launch/evaluate.py", "--split", "holdout")
+    done = start(*command, "--run", run, *SMALL, "--images", "24")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((run / "reports/evaluation-holdout.json").read_text())
+    trained = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+    for name, value in report["elbos"].items():  # on the images that training looked at
+        assert value == pytest.approx(trained[name], rel=1e-4)
+    assert "held-out images" in (run / "reports/evaluation-holdout.html").read_text()
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    done = start(*command, "--compare", run, tmp_path / "other", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Held-out JointELBO" in (tmp_path / "comparison.html").read_text()
+    done = start("python", "launch/evaluate.py", "--compare", run, tmp_path / "other", "--out", tmp_path)
+    assert done.returncode == 2  # nobody looked at the test images
+
+
+def test_a_run_without_held_out_images_has_none_to_be_measured_on(start, digits_run, tmp_path):
+    command = ("python", "launch/evaluate.py", "--run", digits_run, "--out", tmp_path, *SMALL)
+    done = start(*command, "--split", "holdout")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no images are held out" in done.stderr
+
+
 def test_a_report_never_lands_in_a_checkpoint(start, digits_run):
     checkpoint = next((digits_run / "checkpoints").glob("img-*"))
     done = start("python", "launch/evaluate.py", "--run", checkpoint, *SMALL, cold=True)

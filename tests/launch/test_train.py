@@ -52,6 +52,15 @@ def test_dry_run_counts_and_touches_nothing(start, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_dry_run_counts_what_is_trained_on(start):
+    command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run", "data.shards=nowhere"]
+    done = start(*command, "data.holdout=5000")
+    assert json.loads(done.stdout.splitlines()[-1])["images_per_epoch"] == 55_000
+    done = start(*command, "data.holdout=60000")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "data.holdout=60000 leaves none of the 60,000 training images" in done.stderr
+
+
 def test_dry_run_finds_a_damaged_index(start, tmp_path):
     (tmp_path / "index.json").write_text("{")
     command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]

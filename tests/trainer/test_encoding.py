@@ -293,9 +293,12 @@ def coded(tiny, latents):
     return lambda *overrides: tiny("data.patch_size=16", "data.code_dim=512", f"data.latents={latents}", *overrides)
 
 
-def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world):
-    ahead, on_the_fly = (build_parts(coded(f"data.encode={how}"), world) for how in ("ahead", "on_the_fly"))
-    position_B = torch.arange(1430, 1446)  # over the seam of an epoch
+@pytest.mark.parametrize("holdout", [0, 7])
+def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world, holdout):
+    ways = (f"data.encode={how}" for how in ("ahead", "on_the_fly"))
+    ahead, on_the_fly = (build_parts(coded(way, f"data.holdout={holdout}"), world) for way in ways)
+    assert (ahead.train_stream.images, ahead.test_stream.images) == (1437 - holdout, holdout or 360)
+    position_B = torch.arange(1422, 1446)  # over the seam of an epoch
     for mine, theirs in ((ahead.train_stream, on_the_fly.train_stream), (ahead.test_stream, on_the_fly.test_stream)):
         one, other = mine.read(position_B), theirs.read(position_B)
         assert torch.equal(one.label_B, other.label_B)
