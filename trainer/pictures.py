@@ -11,10 +11,9 @@ from data.patches import unpatchify
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.codec import PatchCodec
-from model.masks import place_masks
+from model.masks import EVALUATION_SEED, standard_mask
 from model.observation import Observation
 from model.patch_autoencoder import PatchAutoencoder
-from model.task import EVALUATION_SEED
 
 _SCALE_TO = 64  # pixels of the side of one image in the sheet, at least
 _GAP, _LABEL_WIDTH, _TEXT, _HEADING = 4, 190, 15, 19
@@ -33,10 +32,8 @@ def capability_rows(vae: BigLearnVAE, images_BHWC: Tensor) -> list[Row]:
     index_B = torch.arange(len(whole))
     rows = [("test images", whole.images_BHWC), ("reconstructed", vae.reconstruct(whole))]
     if vae.description.method != "vae":
-        for name, share in (("half missing", 0.5), ("4 of 5 missing", 0.2)):
-            n_S_B = torch.full_like(index_B, int(share * patches))
-            seen_BL, _ = place_masks(n_S_B, n_S_B, index_B, patches, EVALUATION_SEED)
-            given = whole.hide(~seen_BL)
+        for name, mask in (("half missing", "half seen"), ("4 of 5 missing", "fifth seen")):
+            given = whole.hide(~standard_mask(mask, index_B, patches))
             rows.append((name, shown(given)))
             for k, painted_BHWC in enumerate(vae.inpaint(given, draws=2, seed=EVALUATION_SEED), start=1):
                 rows.append((f"in-painted, draw {k}", painted_BHWC))
