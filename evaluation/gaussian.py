@@ -34,6 +34,7 @@ class ConditionalGaussian:
 
     mean_LD: m. components_LDR: U, orthonormal over (L, D). variance_R: v, at least 0, largest first. noise: above 0.
     channels: 1 for grey images, of whose three equal channels it has one, so D is patch_size^2; 3 for colour ones.
+    images: that it was fitted to.
     """
 
     mean_LD: Tensor
@@ -41,6 +42,7 @@ class ConditionalGaussian:
     variance_R: Tensor
     noise: float
     channels: int
+    images: int
 
     @classmethod
     def fit(cls, images_NHWC: Tensor, patch_size: int, noise: float | None = None) -> "ConditionalGaussian":
@@ -56,7 +58,7 @@ class ConditionalGaussian:
         x_NLD = patchify(images_NHWC[..., :channels], patch_size)
         mean_LD = x_NLD.mean(0, dtype=torch.float64)
         variance_R, components_PR = _principal(x_NLD.flatten(1), mean_LD.flatten(), patches=len(mean_LD))
-        return cls(mean_LD, components_PR.view(*mean_LD.shape, -1), variance_R, noise, channels)
+        return cls(mean_LD, components_PR.view(*mean_LD.shape, -1), variance_R, noise, channels, len(images_NHWC))
 
     def fill(self, given: Observation) -> Tensor:
         """The conditional mean of what is missing, given the observed patches: (B, H, W, 3) float32 in [0, 1].
@@ -73,6 +75,10 @@ class ConditionalGaussian:
             z_BR[of_mask_B] = torch.cholesky_solve(known_BR[of_mask_B].T, factor_RR).T
         x_BLD = self.mean_LD + torch.einsum("ldr,br->bld", self._scaled_LDR, z_BR)
         return given.complete(unpatchify(x_BLD, self._patch_size).float().clamp(0, 1).expand(-1, -1, -1, 3))
+
+    def with_noise(self, noise: float) -> "ConditionalGaussian":
+        """The same with another noise, above 0."""
+        return replace(self, noise=noise)
 
     def log_density(self, images_BHWC: Tensor) -> Tensor:
         """log N(x; m, C) of whole images (B, H, W, 3), all constants included: (B,) float64, nats.
@@ -164,7 +170,7 @@ def _best_noise(images_NHWC: Tensor, patch_size: int) -> float:
     parts = [whole.hide(~standard_mask(mask, torch.arange(len(whole)), len(fitted.mean_LD))) for mask in STANDARD_MASKS]
 
     def error(noise: float) -> float:
-        filler = replace(fitted, noise=noise)
+        filler = fitted.with_noise(noise)
         return sum(squared_error(given, images_BHWC, filler.fill(given)[None]).mean().item() for given in parts)
 
     return min(NOISES, key=error)

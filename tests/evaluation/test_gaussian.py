@@ -90,6 +90,7 @@ def test_known_answer_of_two_patches_of_one_correlated_pixel_each():
         torch.from_numpy(variance_R),
         noise=0.001,
         channels=1,
+        images=1,
     )
     x = torch.tensor([[0.6, math.nan], [math.nan, math.nan]]).view(1, 2, 2)
     filled = given_C.fill(observe(x.numpy(), image_size=2, patch_size=1))
