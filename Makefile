@@ -35,7 +35,7 @@ test-cluster: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST) $(WORKERS) --dist loadfile -m ""
 
-# Forty faults put into the code, one at a time, each of which the tests that it names must catch.
+# Fifty faults put into the code, one at a time, each of which the tests that it names must catch.
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutants.py
 

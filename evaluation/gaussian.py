@@ -1,7 +1,7 @@
 """One Gaussian of whole images, in closed form: what a model of images must beat.
 
 Its covariance has low rank plus a diagonal, C = U diag(v) U^T + noise I, in float64. Where the rank is the number of
-values this is the sample covariance with a ridge, exactly; where it is lower, probabilistic PCA. What is known of an
+values this is the sample covariance with a ridge; where it is lower, probabilistic PCA. What is known of an
 image are whole patches, as a model sees them: what a patch adds to W^T W, W = U diag(v)^(1/2), is computed once, so an
 image costs a sum of matrices of the rank and one Cholesky factor (Woodbury), not one of the size of the image.
 """
@@ -20,11 +20,12 @@ from data.patches import patchify, unpatchify
 from model.masks import STANDARD_MASKS, standard_mask
 from model.observation import Observation, observe
 
-NOISES = (0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # that the fit chooses from, variance of a pixel
+NOISES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # that the fit chooses from
 MOST_COMPONENTS = 512
+_LEAST_VARIANCE = NOISES[0] / 10  # of a component: beside the noise less is nothing
 _GRAM_VALUES = 2**25  # in the matrices of all patches: 256 MiB
 _EXACT_VALUES = 1024  # of an image, up to which the whole covariance is decomposed
-_LEFT_OUT, _MOST_LEFT_OUT = 10, 100  # one training image in ten chooses the noise, and no more than these
+_LEFT_OUT, _MOST_LEFT_OUT = 10, 50  # one training image in ten chooses the noise, and no more than these
 _AT_ONCE = 16  # masks whose matrices are in memory
 
 
@@ -58,6 +59,8 @@ class ConditionalGaussian:
         x_NLD = patchify(images_NHWC[..., :channels], patch_size)
         mean_LD = x_NLD.mean(0, dtype=torch.float64)
         variance_R, components_PR = _principal(x_NLD.flatten(1), mean_LD.flatten(), patches=len(mean_LD))
+        kept = max(1, int((variance_R > _LEAST_VARIANCE).sum()))
+        variance_R, components_PR = variance_R[:kept], components_PR[:, :kept]
         return cls(mean_LD, components_PR.view(*mean_LD.shape, -1), variance_R, noise, channels, len(images_NHWC))
 
     def fill(self, given: Observation) -> Tensor:

@@ -105,8 +105,8 @@ def _elbos(reports: Reports) -> str:
     rows.append(["active latent units", *(f"{r['latent']['active_units']}" for r in reports.values())])
     text = (
         "The ELBOs are the paper's objective (variance 1, no constants) on the test images, with the β that the model "
-        "was trained with, and with β = 0.01, by which models of different β compare. The bounds of log-likelihoods are "
-        "importance-weighted with k draws of z, with variance β and all constants, in nats an "
+        "was trained with, and with β = 0.01, by which models of different β compare. The bounds of log-likelihoods "
+        "are importance-weighted with k draws of z, with variance β and all constants, in nats an "
         "image (± standard error). All are densities of what the model learns: pixels, or the codes of a first stage. "
         "A vae was trained on none of the tasks of BigLearnELBO but the joint one. Beside them stands what needs no "
         "network: the exact log p(x) of one Gaussian with the covariance of training images, and the JointELBO of "
