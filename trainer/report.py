@@ -83,10 +83,6 @@ _ELBOS = {
     "biglearn_elbo_at_0.01": "BigLearnELBO with β = 0.01",
     "joint_elbo_at_0.01": "JointELBO with β = 0.01, own prior",
 }
-_GAUSSIAN = {
-    "joint_elbo": ("JointELBO of probabilistic PCA", "{:.4g}"),
-    "log_density": ("log p(x) of the Gaussian", "{:.1f}"),
-}
 
 
 def _facts(reports: Reports) -> str:
@@ -126,12 +122,16 @@ def _bound_text(report: dict, of: str, samples: int) -> str:
 
 def _gaussian_rows(reports: Reports) -> list[list[str]]:
     """What the Gaussian reaches, of the models for which it is defined."""
-    rows = []
-    for name, (text, form) in _GAUSSIAN.items():
-        found = [report["gaussian"][name] for report in reports.values()]
-        if any(found):
-            rows.append([text, *(_with_error(f["mean"], f["standard_error"], form) if f else "—" for f in found)])
-    return rows
+    elbos, densities = ([r["gaussian"][name] for r in reports.values()] for name in ("joint_elbo", "log_density"))
+    if not any(elbos):
+        return []
+    return [
+        ["JointELBO of probabilistic PCA", *(f"{found['mean']:.4g}" if found else "—" for found in elbos)],
+        [
+            "log p(x) of the Gaussian",
+            *(_with_error(found["mean"], found["standard_error"], "{:.1f}") if found else "—" for found in densities),
+        ],
+    ]
 
 
 def _with_error(value: float, standard_error: float | None, form: str) -> str:

@@ -9,10 +9,14 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from data.errors import UserError
 from evaluation.gaussian import ConditionalGaussian, squared_error
+from model.biglearn import BigLearnModel, ModelConfig
 from model.capabilities import BigLearnVAE
+from model.codec import PatchCodec
 from model.export import Description
 from model.masks import STANDARD_MASKS, standard_mask
+from model.objective import ObjectiveConfig
 from model.observation import observe
+from model.patch_autoencoder import PatchAutoencoder
 from trainer.assessment import Extent, assess
 from trainer.build import open_stream
 from trainer.inpainting import References, fillers, nearest, scores
@@ -277,6 +281,27 @@ def test_few_images_and_a_model_without_likelihood(vae, images_of_vae, world):
     assert "of the Gaussian" not in words({"run": report})
     assert "12 principal components of pixels" in {row["features"] for row in report["probe"]}
     assert "BigLearnELBO" in page("run", {"run": report}, {})
+
+
+def test_a_model_of_codes_is_measured_in_pixels_and_has_no_density_of_them(images_of_vae, world):
+    torch.manual_seed(0)
+    data, index = images_of_vae
+    data = data.model_copy(update={"patch_size": 16, "code_dim": 512})
+    small = ModelConfig(embed_dim=16, encoder_depth=1, decoder_depth=1, num_heads=2, latent_dim=4)
+    model = BigLearnModel(small, "biglearn_u", 512, 4).requires_grad_(False)
+    description = Description(
+        method="biglearn_u", data=data, model=small, objective=ObjectiveConfig(), seed=0, images=0
+    )
+    codec = PatchCodec(PatchAutoencoder(), torch.zeros(512), torch.ones(512), images=index.checksum)
+    few = Extent(
+        images=2, bound_images=1, bound_samples=1, inpainting_images=1, draws=1, references=5, probe_images=12,
+        probe_test_images=5, filling_images=3, filling_draws=2, gaussian_images=50,
+    )  # fmt: skip
+    report, _ = assess(BigLearnVAE(model, description, codec=codec), data, index, world, few)
+    assert report["gaussian"]["log_density"] is report["gaussian"]["joint_elbo"] is None
+    error = {row["way"]: row["error"] for row in report["filling"] if row["mask"] == "half seen"}
+    assert error["in-painting, drawn z, mean of 2"] > 0
+    assert 0 < error["Gaussian"] < error["mean image"] < 0.2
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"format": 99}', b'{"format": 1}', b"{" * 10**5])
