@@ -1,7 +1,8 @@
 """Measure a trained model on the test images, or put evaluations side by side.
 
-Writes evaluation.json and evaluation.html into the run's reports: ELBOs, importance-weighted bounds, in-painting for
-four kinds of masks beside its baselines, diversity, linear probes, active units. Works under torchrun, deepspeed and
+Writes evaluation.json and evaluation.html into the run's reports: ELBOs, importance-weighted bounds, in-painting beside
+its baselines (among them the closed-form Gaussian) for four standard masks and four kinds of masks, diversity, linear
+probes, active units. Works under torchrun, deepspeed and
 accelerate launch: every process takes its share of the images.
 """
 
@@ -24,6 +25,7 @@ EXAMPLES = """\
 examples:
   python launch/evaluate.py --run runs/digits-biglearn_u
   torchrun --nproc-per-node 2 -- launch/evaluate.py --run runs/mnist_case1-biglearn_u --images 2000
+  python launch/evaluate.py --run runs/digits-biglearn_u --filling-images 100 --inpainting-images 50    # a quick look
   python launch/evaluate.py --compare runs/digits-biglearn_u runs/digits-vae --out comparison
 """
 
@@ -42,6 +44,8 @@ def main(arguments: list[str]) -> int:
     add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
     add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
     add("--inpainting-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
+    filled = "test images of the four standard masks; default: %(default)s"
+    add("--filling-images", type=whole_number, metavar="N", default=1000, help=filled)
     add("--draws", type=whole_number, metavar="K", default=4, help="completions of an image; default: %(default)s")
     probed = "training images of the linear probes; default: %(default)s"
     add("--probe-images", type=whole_number, metavar="N", default=10_000, help=probed)
@@ -72,6 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
         bound_samples=options.bound_samples,
         inpainting_images=options.inpainting_images,
         draws=options.draws,
+        filling_images=options.filling_images,
         probe_images=options.probe_images,
         seed=options.seed,
     )
@@ -84,11 +89,12 @@ def evaluate(options: argparse.Namespace) -> int:
             if not options.out and not directory.config.exists():
                 raise UserError(f"{folder} is no run's directory, where the report would go: give --out DIR")
             data, index = open_images(vae.description, folder, options.shards)
-        report = assess(vae, data, index, world, extent)
+        report, fillings = assess(vae, data, index, world, extent)
         with world.agreed():
             if world.is_main:
                 picture = directory.picture(report["images"])
                 pictures = {"What it can do": picture.read_bytes()} if picture.exists() else {}
+                pictures["What the model and the Gaussian make of four standard masks"] = _png(fillings)
                 reports = {folder.resolve().name: report}
                 content = page(f"Evaluation of {folder.resolve().name}", reports, pictures)
                 name = NAMES[options.split]
@@ -113,13 +119,18 @@ def compare(folders: list[Path], out: Path, shards: str | None, evaluation: str)
     pictures = {}
     are_runs = all(RunDirectory(folder).config.exists() for folder in folders)  # an export has no curves
     if are_runs and len({report["source"] for report in reports.values()}) == 1:
-        content = io.BytesIO()
-        rendered(training_curves(folders, shards)).save(content, "png")
-        pictures = {"Loss and training time (as Fig. 13 of the paper)": content.getvalue()}
+        curves = rendered(training_curves(folders, shards))
+        pictures = {"Loss and training time (as Fig. 13 of the paper)": _png(curves)}
     _write(out, {"comparison.html": page("Comparison of runs", reports, pictures)})
     print(words(reports))
     print(f"wrote {out / 'comparison.html'}")
     return 0
+
+
+def _png(picture) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "png")
+    return content.getvalue()
 
 
 def _write(out: Path, files: dict[str, str]) -> None:

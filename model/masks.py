@@ -15,6 +15,8 @@ from torch import Tensor
 
 from data import randomness
 
+EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -175,6 +177,32 @@ def observed_of_kind(kind: str, s_ratio: float, index_B: Tensor, patches: int, s
     if kind == "stroke":
         return _stroke_order(index_B, side, seed).argsort(1).argsort(1) >= patches - n_S
     raise ValueError(f"no kind of masks is called {kind!r}; known are {', '.join(KINDS)}")
+
+
+STANDARD_MASKS = ("half seen", "fifth seen", "centre missing", "lower half missing")
+
+
+def standard_mask(name: str, index_B: Tensor, patches: int) -> Tensor:
+    """The observed patches of one of STANDARD_MASKS, by which models are compared: bool (B, L), never all of them.
+
+    half seen, fifth seen: so many patches anywhere, rounded down, a function of the index of the image alone. centre
+    missing: the middle half of the rows and of the columns of patches. lower half missing. Of an odd number of rows or
+    columns the larger part is missing.
+    """
+    if name in ("half seen", "fifth seen"):
+        n_S_B = torch.full_like(index_B, patches // {"half seen": 2, "fifth seen": 5}[name])
+        return place_masks(n_S_B, torch.zeros_like(n_S_B), index_B, patches, EVALUATION_SEED)[0]
+    side = math.isqrt(patches)
+    place_N = torch.arange(side, device=index_B.device)
+    if name == "centre missing":
+        length = (side + 1) // 2
+        first = (side - length) // 2
+        is_middle_N = (place_N >= first) & (place_N < first + length)
+        observed_NN = ~(is_middle_N[:, None] & is_middle_N)
+    else:
+        assert name == "lower half missing", name
+        observed_NN = (place_N < side // 2)[:, None].expand(side, side)
+    return observed_NN.flatten().expand(len(index_B), -1)
 
 
 def _stroke_order(index_B: Tensor, side: int, seed: int) -> Tensor:

@@ -1,5 +1,8 @@
 """What the loop trains. One forward is one step: a loss with its terms; evaluation is per-sample values."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -7,14 +10,42 @@ from data import randomness
 from data.batch import Batch
 from model.biglearn import BigLearnModel
 from model.fused import fused_elbo_terms
-from model.masks import Plan, drawn_masks, joint_plans, make_plans, place_masks, place_order, plan_order
+from model.masks import (
+    EVALUATION_SEED,
+    Plan,
+    drawn_masks,
+    joint_plans,
+    make_plans,
+    place_order,
+    plan_order,
+    standard_mask,
+)
 from model.objective import ObjectiveConfig, elbo_terms
 from model.packed import Attend, attend_by_rectangles
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 from model.transformer import Trunk
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over images, from which on it is active (Burda et al. 2015)
-EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
+REFERENCE_BETA = 0.01  # at which every evaluation gives its ELBOs, too: the paper's, for MNIST
+INPAINTING_IMAGES = 1000
+# The error of each of STANDARD_MASKS, as evaluations call it.
+INPAINTING_ERRORS = {
+    "inpainting_error": "half seen",
+    "inpainting_error_fifth": "fifth seen",
+    "inpainting_error_block": "centre missing",
+    "inpainting_error_lower": "lower half missing",
+}
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """measure: values of each image of a batch, float32, (B,) each but for those of `summary`.
+
+    most_images: it measures at most the first so many test images; None: all that are evaluated.
+    """
+
+    measure: Callable[[Batch], dict[str, Tensor]]
+    most_images: int | None = None
 
 
 class BigLearnTask(nn.Module):
@@ -83,46 +114,61 @@ class BigLearnTask(nn.Module):
                 means[f"elbo_{name}"] = torch.stack([elbo_GB[g] for g in groups]).mean()
         return loss, {name: value.detach() for name, value in means.items()}
 
+    @property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """What an evaluation measures. In-painting on few images, for its passes would double the cost."""
+        return (Evaluator(self.evaluate), Evaluator(self.inpainting_errors, INPAINTING_IMAGES))
+
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample float32 values under fixed masks and noise, each (B,) but for the latent ones.
 
         biglearn_elbo: eq. (7) with S and T drawn from the true Betas; the vae, which never saw such a task, gets
         N(0, I) for its prior. joint_elbo: eq. (1) with the method's own prior (learned p(z); N(0, I) for the
-        vae), joint_elbo_standard_prior: with N(0, I).
-        inpainting_error: mean squared error a pixel of the missing half of the patches, z the mean of p(z | x_S);
-        inpainting_error_fifth: the same with a fifth of the patches seen. posterior_mean, (B, Z): of p(z | x), and
-        its square.
+        vae), joint_elbo_standard_prior: with N(0, I). Each weighs the KL with objective.beta, the last
+        value where training changes it; NAME_at_0.01 is the same with β = 0.01, whatever the model was trained with, by
+        which models of different β compare. posterior_mean, (B, Z): of p(z | x), and its square.
         """
-        x_BLD, index_B, patches = batch.x_BLD, batch.index_B, self.model.patches
+        x_BLD, index_B = batch.x_BLD, batch.index_B
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
         nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
 
         def terms(observed_BL, target_BL, standard_prior):
             return elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
 
-        def inpainting_error_B(s_ratio):
-            n_S_B = torch.full_like(index_B, int(s_ratio * patches))
-            seen_BL, missing_BL = place_masks(n_S_B, patches - n_S_B, index_B, patches, EVALUATION_SEED)
-            mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
-            error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
-            return (error_BL * missing_BL).sum(-1) / missing_BL.sum(-1)
-
-        drawn = terms(*drawn_masks(self.objective, index_B, patches, EVALUATION_SEED), self.standard_prior)
+        drawn_S_and_T = drawn_masks(self.objective, index_B, self.model.patches, EVALUATION_SEED)
         joint = terms(nothing_BL, ~nothing_BL, self.standard_prior)
         with_standard_prior = joint if self.standard_prior else terms(nothing_BL, ~nothing_BL, True)
+        elbos = {
+            "biglearn_elbo": terms(*drawn_S_and_T, self.standard_prior),
+            "joint_elbo": joint,
+            "joint_elbo_standard_prior": with_standard_prior,
+        }
         return {
-            "biglearn_elbo": drawn.elbo_B(self.objective.beta),
-            "joint_elbo": joint.elbo_B(self.objective.beta),
-            "joint_elbo_standard_prior": with_standard_prior.elbo_B(self.objective.beta),
-            "inpainting_error": inpainting_error_B(0.5),
-            "inpainting_error_fifth": inpainting_error_B(0.2),
+            **{name: found.elbo_B(self.objective.beta) for name, found in elbos.items()},
+            **{f"{name}_at_{REFERENCE_BETA}": found.elbo_B(REFERENCE_BETA) for name, found in elbos.items()},
             "posterior_mean": joint.mu_BZ,
             "posterior_mean_square": joint.mu_BZ.square(),
         }
 
+    @torch.no_grad()
+    def inpainting_errors(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean squared error a pixel (a value, of codes) of what each of STANDARD_MASKS hides, (B,) float32 each.
+
+        What is missing is decoded from x_S and the mean of p(z | x_S).
+        """
+        x_BLD = batch.x_BLD
+
+        def error_B(mask: str) -> Tensor:
+            seen_BL = standard_mask(mask, batch.index_B, self.model.patches)
+            mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
+            error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+            return (error_BL * ~seen_BL).sum(-1) / (~seen_BL).sum(-1)
+
+        return {name: error_B(mask) for name, mask in INPAINTING_ERRORS.items()}
+
     def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
-        """Of the means of what `evaluate` gives, over many images: numbers, and how many latent units are active."""
+        """Of the means of what `evaluators` measure, over many images: numbers, and how many units are active."""
         variance_Z = means.pop("posterior_mean_square") - means.pop("posterior_mean").square()
         active = {"active_units": int((variance_Z > ACTIVE_VARIANCE).sum())}
         return {name: value.item() for name, value in means.items()} | active
@@ -167,6 +213,11 @@ class PatchAETask(nn.Module):
         loss = self.sample_terms(batch, plan, beta)["mse"].mean()
         return loss, {"loss": loss.detach()}
 
+    @property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """What an evaluation measures."""
+        return (Evaluator(self.evaluate),)
+
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Of each whole image, (B,): the mean squared error a pixel, and the PSNR in dB of its clamped pixels."""
@@ -176,7 +227,7 @@ class PatchAETask(nn.Module):
         return {"mse": mse_B, "psnr": -10 * clamped_mse_B.log10()}
 
     def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
-        """Of the means of what `evaluate` gives: numbers."""
+        """Of the means of what `evaluators` measure: numbers."""
         return {name: value.item() for name, value in means.items()}
 
     def _reconstruct(self, x_BLD: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
     python tests/mutants.py [NAME ...] [--list] [--sound] [--jobs N] [--repo DIR] [--json FILE]
 
-A mutation is found by its text, wherever in data/, model/, trainer/ and launch/ it stands. Without names all are tried,
-one line each; exit code 1 if the tests pass with one of them (SURVIVED), or if it cannot be tried (BROKEN).
+A mutation is found by its text, wherever in data/, model/, evaluation/, trainer/ and launch/ it stands. Without names
+all are tried, one line each; exit code 1 if the tests pass with one of them (SURVIVED), or if it cannot be
+tried (BROKEN).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "model", "trainer", "launch")
+ROOMS = ("data", "model", "evaluation", "trainer", "launch")
 TIMEOUT_S = 600  # of the tests of one mutation; a hang is seen, too
 _PYTEST = ("-m", "pytest", "-x", "-q", "-rfEp", "-m", "", "-p", "no:cacheprovider")
 
@@ -106,6 +107,49 @@ MUTATIONS = (
         "dz_v_K += tl.sum(",
         "dz_v_K = tl.sum(",
         ("tests/model/test_triton_attention.py",),
+    ),
+    Mutation(
+        "the-upper-half-is-missing",
+        "observed_NN = (place_N < side // 2)",
+        "observed_NN = (place_N >= side // 2)",
+        ("tests/model/test_masks.py", "-k", "standard_masks"),
+    ),
+    Mutation(
+        "elbo-at-the-reference-with-the-beta-of-training",
+        "found.elbo_B(REFERENCE_BETA) for name",
+        "found.elbo_B(self.objective.beta) for name",
+        ("tests/model/test_task.py",),
+    ),
+    # evaluation/
+    Mutation(
+        "gaussian-of-what-is-not-centred",
+        "delta_BLD = self._patches(given.images_BHWC) - self.mean_LD",
+        "delta_BLD = self._patches(given.images_BHWC)",
+        ("tests/evaluation/test_gaussian.py", "-k", "filling"),
+    ),
+    Mutation(
+        "gaussian-without-its-noise",
+        "sum_MRR.diagonal(dim1=1, dim2=2).add_(self.noise)",
+        "sum_MRR.diagonal(dim1=1, dim2=2).add_(1e-9)",
+        ("tests/evaluation/test_gaussian.py", "-k", "filling or known_answer"),
+    ),
+    Mutation(
+        "grey-pixel-counts-once",
+        "values, copies = self.mean_LD.numel(), 3 // self.channels",
+        "values, copies = self.mean_LD.numel(), 1",
+        ("tests/evaluation/test_gaussian.py", "-k", "density"),
+    ),
+    Mutation(
+        "grey-channel-with-the-variance-of-a-pixel",
+        "noise = beta * self.channels / 3",
+        "noise = beta",
+        ("tests/evaluation/test_gaussian.py", "-k", "joint_elbo"),
+    ),
+    Mutation(
+        "noise-is-chosen-on-images-of-the-fit",
+        "ConditionalGaussian.fit(images_NHWC[~is_left_out_N], patch_size, NOISES[0])",
+        "ConditionalGaussian.fit(images_NHWC, patch_size, NOISES[0])",
+        ("tests/evaluation/test_gaussian.py", "-k", "left_out"),
     ),
     # data/
     Mutation(
@@ -288,6 +332,24 @@ MUTATIONS = (
         "            buffer.x_BLD.copy_(batch.x_BLD)\n            buffer.index_B.copy_(batch.index_B)\n",
         "            buffer.x_BLD.copy_(batch.x_BLD)\n",
         ("tests/trainer/test_cuda_graphs.py",),
+    ),
+    Mutation(
+        "in-painting-is-measured-on-all-images",
+        "count = min(images, evaluator.most_images or images)",
+        "count = images",
+        ("tests/trainer/test_evaluation.py",),
+    ),
+    Mutation(
+        "one-draw-for-the-mean-of-all",
+        "filled_KBHWC.mean(0, keepdim=True)",
+        "filled_KBHWC[:1]",
+        ("tests/trainer/test_assessment.py", "-k", "standard_masks"),
+    ),
+    Mutation(
+        "density-of-less-than-the-variance-of-the-model",
+        "gaussian.with_noise(max(gaussian.noise, vae.variance * gaussian.channels / 3))",
+        "gaussian",
+        ("tests/trainer/test_assessment.py", "-k", "variance_of_the_model"),
     ),
     # launch/
     Mutation(

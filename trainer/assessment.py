@@ -1,4 +1,4 @@
-"""Everything that is measured of a trained model, spread over processes: one report of plain numbers.
+"""Everything that is measured of a trained model, spread over processes: a report of plain numbers, and a picture.
 
 Every rank computes its share of the images; what an image gets depends on its number alone, so the report does not
 depend on the number of ranks, but for rounding.
@@ -12,27 +12,30 @@ from itertools import product
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data.config import DataConfig
 from data.index import Index
 from data.stream import Stream
+from evaluation.gaussian import ConditionalGaussian, squared_error
 from model.capabilities import BigLearnVAE
-from model.masks import KINDS, observed_of_kind
+from model.masks import KINDS, STANDARD_MASKS, observed_of_kind, standard_mask
 from model.task import BigLearnTask
 from trainer.build import open_stream
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.inpainting import References, fillers, scores
 from trainer.metrics import progress
-from trainer.pictures import read_images
+from trainer.pictures import filling_sheet, read_images, read_test_images
 from trainer.probe import accuracy, features_of, with_random_patches
 from trainer.world import World
 
-FORMAT = 1
+FORMAT = 2
 MASK_RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PROBE_RATIOS = tuple(round(0.1 * k, 1) for k in range(1, 11))
 _REFERENCE_BYTES = 2**29
 _MOST_CLASSES = 10_000  # more are attributes, combined
+_SHOWN_IMAGES = 12
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,20 @@ class Extent:
     bound_samples: int = 64  # importance weights
     inpainting_images: int = 500
     draws: int = 4  # completions of an image
+    filling_images: int = 1000  # test images of the standard masks
+    filling_draws: int = 16  # completions of each of them, whose mean is an estimate of the conditional mean
+    gaussian_images: int = 20_000  # training images that the Gaussian is fitted to; at most 512 MB of them
     references: int = 10_000  # training images among which the nearest neighbour is looked for; at most 512 MB of them
     probe_images: int = 10_000  # training images of the linear probe
     probe_test_images: int = 5_000
     seed: int = 0
 
 
-def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> dict:
-    """The report, on all ranks. Collective. data, index: the images, as `trainer.model_data.open_images` finds them."""
+def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> tuple[dict, Image.Image]:
+    """The report and a picture of fillings, on all ranks. Collective.
+
+    data, index: the images, as `trainer.model_data.open_images` finds them.
+    """
     with world.agreed():
         train, test = (open_stream(data, index, split, None, world.device) for split in ("train", extent.split))
         tokens = open_stream(data, index, extent.split, None, world.device, vae.codec) if vae.codec else test
@@ -61,8 +70,8 @@ def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, exten
     elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)
     images = min(extent.images or test.images, test.images)
     latent = {"dimensions": vae.model.config.latent_dim, "active_units": elbos.pop("active_units"), "images": images}
-    references = _references(train, extent)
-    return {
+    references = _references(train, extent, data.patch_size)
+    report = {
         "format": FORMAT,
         "method": description.method,
         "mask_tokens": description.model.mask_tokens,
@@ -72,10 +81,14 @@ def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, exten
         "extent": asdict(extent),
         "elbos": elbos,
         "bounds": _bounds(vae, test, world, extent),
+        "gaussian": _gaussian(vae, test, references.gaussian, world, extent, images),
         "latent": latent,
+        "filling": _filling(vae, test, references, world, extent),
         "inpainting": _inpainting(vae, test, references, world, extent),
         "probe": _probe(vae, train, test, references, world, extent) if index.classes <= _MOST_CLASSES else [],
     }
+    _, images_BHWC = read_test_images(test, min(_SHOWN_IMAGES, test.images))
+    return report, filling_sheet(vae, fillers(vae, references, 1, extent.seed), images_BHWC)
 
 
 def _share(count: int, world: World, portion: int = 100) -> Sequence[Tensor]:
@@ -96,12 +109,18 @@ def _mean(value_B: Tensor) -> dict[str, float | None]:
     return {"mean": value_B.mean().item(), "standard_error": error}
 
 
-def _references(train: Stream, extent: Extent) -> References:
-    """The same on every rank: spread over the split, so that classes mix."""
+def _references(train: Stream, extent: Extent, patch_size: int) -> References:
+    """The same on every rank."""
+    gaussian = ConditionalGaussian.fit(_spread(train, extent.gaussian_images), patch_size)
+    images_NHWC = _spread(train, extent.references)
+    return References(images_NHWC.mean(0), images_NHWC, gaussian)
+
+
+def _spread(train: Stream, most: int) -> Tensor:
+    """Images spread over the split, so that classes mix, (N, H, W, 3)."""
     image_bytes = read_images(train, torch.arange(1)).nbytes
-    count = min(extent.references, train.images, _REFERENCE_BYTES // image_bytes)
-    images_NHWC = read_images(train, torch.arange(count) * (train.images // count))
-    return References(images_NHWC.mean(0), images_NHWC)
+    count = min(most, train.images, _REFERENCE_BYTES // image_bytes)
+    return read_images(train, torch.arange(count) * (train.images // count))
 
 
 def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> list[dict]:
@@ -124,8 +143,60 @@ def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> lis
     return rows
 
 
+def _gaussian(
+    vae: BigLearnVAE, test: Stream, gaussian: ConditionalGaussian, world: World, extent: Extent, images: int
+) -> dict:
+    """What the Gaussian is, its log p(x), and the JointELBO that a linear decoder can reach at most, means an image.
+
+    log p(x) is of the images of the bounds; its noise is at least the β of the model, for a variance of less counts as
+    none. The other is of the images of the ELBOs. Both are None where the model is not one of pixels, or has β = 0.
+    """
+    found = {"images": gaussian.images, "components": len(gaussian.variance_R), "noise": gaussian.noise}
+    found |= {"log_density": None, "joint_elbo": None}
+    if vae.codec or not vae.variance:
+        return found
+    wide = gaussian.with_noise(max(gaussian.noise, vae.variance * gaussian.channels / 3))
+    linear = partial(gaussian.joint_elbo, latent_dim=vae.description.model.latent_dim, beta=vae.variance)
+    bound_images = min(extent.bound_images, test.images)
+    for name, measure, count in (("log_density", wide.log_density, bound_images), ("joint_elbo", linear, images)):
+        parts = [measure(read_images(test, index_B)) for index_B in _share(count, world)]
+        found[name] = {"images": count, **_mean(_gathered(world, parts))}
+    return found
+
+
 def _random_half(index_B: Tensor, patches: int, seed: int) -> Tensor:
     return observed_of_kind("random", 0.5, index_B, patches, seed)
+
+
+def _filling(
+    vae: BigLearnVAE, test: Stream, references: References, world: World, extent: Extent
+) -> list[dict[str, str | int | float | None]]:
+    """A row for each standard mask and each way to fill: the mean squared error a pixel of what is missing.
+
+    Of a way that draws, the error of a single draw, and in a row of its own that of the mean over the draws.
+    """
+    count, patches = min(extent.filling_images, test.images), vae.description.data.patches
+    draws = extent.draws if vae.description.method == "vae" else extent.filling_draws  # a chain's draws cost far more
+    ways, parts = fillers(vae, references, draws, extent.seed), {}
+    mine = _share(count, world, portion=50)
+    for index_B, mask in progress([*product(mine, STANDARD_MASKS)], "standard masks", shown=world.is_main):
+        whole = vae.observe(read_images(test, index_B))
+        given = whole.hide(~standard_mask(mask, index_B, patches))
+        for name, fill in ways.items():
+            filled_KBHWC = fill(given, index_B[0].item())
+            fillings = {name: filled_KBHWC}
+            if len(filled_KBHWC) > 1:
+                fillings[f"{name}, mean of {draws}"] = filled_KBHWC.mean(0, keepdim=True)
+            for way, filled in fillings.items():
+                error_B = squared_error(given, whole.images_BHWC, filled).mean(0)
+                parts.setdefault(way, {}).setdefault(mask, []).append(error_B)
+    names = world.gather([*parts])[0]  # the first rank has images whatever their number
+    rows = []
+    for mask, way in product(STANDARD_MASKS, names):
+        found = _mean(_gathered(world, parts.get(way, {}).get(mask, [])))
+        error = {"error": found["mean"], "standard_error": found["standard_error"]}
+        rows.append({"mask": mask, "way": way, "images": count, **error})
+    return rows
 
 
 def _inpainting(

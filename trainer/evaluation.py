@@ -1,4 +1,4 @@
-"""Evaluation on test images: means of what the task reports for each sample."""
+"""Evaluation on test images: means of what the evaluators of a task measure of each image."""
 
 import torch
 import torch.distributed as dist
@@ -21,14 +21,21 @@ class EvaluateConfig(Section):
 
 
 def evaluate(task: nn.Module, stream: Stream, config: EvaluateConfig, world: World) -> dict[str, float]:
-    """What `task.summary` makes of the means over the test images, each rank taking an equal run of them."""
+    """What `task.summary` makes of the means over the test images, each rank taking an equal run of them.
+
+    An evaluator that measures fewer images has means over these, of which each rank takes an equal run, too.
+    """
     images = min(config.images or stream.images, stream.images)
-    mine = torch.arange(images).tensor_split(world.size)[world.rank]
-    sums: dict[str, Tensor] = {}
-    portions = mine.split(config.batch_size) if len(mine) else ()
-    for position_B in progress(portions, "evaluate", shown=world.is_main):
-        for name, value_B in task.evaluate(stream.read(position_B)).items():
-            sums[name] = sums.get(name, 0.0) + value_B.double().sum(0).cpu()
-    of_ranks: list = [None] * world.size
-    dist.all_gather_object(of_ranks, sums)
-    return task.summary({name: sum(s.get(name, 0.0) for s in of_ranks) / images for name in of_ranks[0]})
+    means: dict[str, Tensor] = {}
+    for evaluator in task.evaluators:
+        count = min(images, evaluator.most_images or images)
+        mine = torch.arange(count).tensor_split(world.size)[world.rank]
+        sums: dict[str, Tensor] = {}
+        portions = mine.split(config.batch_size) if len(mine) else ()
+        for position_B in progress(portions, "evaluate", shown=world.is_main):
+            for name, value_B in evaluator.measure(stream.read(position_B)).items():
+                sums[name] = sums.get(name, 0.0) + value_B.double().sum(0).cpu()
+        of_ranks: list = [None] * world.size
+        dist.all_gather_object(of_ranks, sums)
+        means |= {name: sum(s.get(name, 0.0) for s in of_ranks) / count for name in of_ranks[0]}
+    return task.summary(means)

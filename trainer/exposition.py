@@ -79,7 +79,11 @@ FAMILIES = (
     ),
     Family(
         "evaluation_inpainting_error", "gauge", "mean squared error a value of what is missing, at the last evaluation",
-        {"inpainting_error": ("0.5",), "inpainting_error_fifth": ("0.2",)}, ("observed",),
+        {
+            "inpainting_error": ("0.5",), "inpainting_error_fifth": ("0.2",),
+            "inpainting_error_block": ("all_but_centre",), "inpainting_error_lower": ("upper_half",),
+        },
+        ("observed",),
     ),
     Family("evaluation_active_latent_units", "gauge", "latent units in use, last evaluation", {"active_units": ()}),
     Family("evaluation_psnr_decibels", "gauge", "of patch_ae at the last evaluation", {"psnr": ()}),

@@ -1,4 +1,4 @@
-"""How well missing parts are filled: the model, the ways a joint VAE has, and what needs no model at all."""
+"""How well missing parts are filled: the model, the ways a joint VAE has, and what needs no network at all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from evaluation.gaussian import ConditionalGaussian, squared_error
 from model.capabilities import BigLearnVAE
 from model.observation import Observation
 
@@ -17,10 +18,14 @@ Filler = Callable[[Observation, int], Tensor]
 
 @dataclass(frozen=True)
 class References:
-    """Training images, for what fills without a model. mean_HWC: their mean. images_NHWC: some of them."""
+    """Training images, for what fills without a network.
+
+    mean_HWC: their mean. images_NHWC: some of them. gaussian: fitted to them.
+    """
 
     mean_HWC: Tensor
     images_NHWC: Tensor
+    gaussian: ConditionalGaussian
 
 
 def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> dict[str, Filler]:
@@ -37,6 +42,7 @@ def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> 
 
     mean_HWC = references.mean_HWC
     without_model = {
+        "Gaussian": once(references.gaussian.fill),
         "mean image": once(lambda given: mean_HWC.expand_as(given.images_BHWC)),
         "nearest neighbour": once(lambda given: nearest(given, references.images_NHWC)),
     }
@@ -85,7 +91,7 @@ def scores(given: Observation, images_BHWC: Tensor, filled_KBHWC: Tensor) -> dic
         """Means over the missing pixels of (..., B, H, W)."""
         return (value * missing_BHW).sum((-1, -2)) / size_B
 
-    error_KB = of_missing((filled_KBHWC - images_BHWC).square().mean(-1))
+    error_KB = squared_error(given, images_BHWC, filled_KBHWC)
     ssim_KB = torch.stack([of_missing(_similarity(filled, images_BHWC)) for filled in filled_KBHWC.clamp(0, 1)])
     variance_BHW = filled_KBHWC.var(0, correction=0).mean(-1)
     return {

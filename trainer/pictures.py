@@ -1,6 +1,6 @@
 """Pictures of what a model does: rows of images, labelled, in one sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,15 +11,16 @@ from data.patches import unpatchify
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
 from model.codec import PatchCodec
-from model.masks import place_masks
+from model.masks import EVALUATION_SEED, STANDARD_MASKS, standard_mask
 from model.observation import Observation
 from model.patch_autoencoder import PatchAutoencoder
-from model.task import EVALUATION_SEED
+from trainer.inpainting import Filler
 
 _SCALE_TO = 64  # pixels of the side of one image in the sheet, at least
 _GAP, _LABEL_WIDTH, _TEXT, _HEADING = 4, 190, 15, 19
 _MAGNIFIED = 8
 _MISSING = 0.45  # the grey that stands for a missing pixel
+_FILLED_BY = ("in-painting, mean z", "in-painting, drawn z", "mean filling", "pseudo-Gibbs", "Gaussian")
 
 Row = tuple[str, Tensor]  # a label and images (B, H, W, 3) in [0, 1]
 
@@ -33,10 +34,8 @@ def capability_rows(vae: BigLearnVAE, images_BHWC: Tensor) -> list[Row]:
     index_B = torch.arange(len(whole))
     rows = [("test images", whole.images_BHWC), ("reconstructed", vae.reconstruct(whole))]
     if vae.description.method != "vae":
-        for name, share in (("half missing", 0.5), ("4 of 5 missing", 0.2)):
-            n_S_B = torch.full_like(index_B, int(share * patches))
-            seen_BL, _ = place_masks(n_S_B, n_S_B, index_B, patches, EVALUATION_SEED)
-            given = whole.hide(~seen_BL)
+        for name, mask in (("half missing", "half seen"), ("4 of 5 missing", "fifth seen")):
+            given = whole.hide(~standard_mask(mask, index_B, patches))
             rows.append((name, shown(given)))
             for k, painted_BHWC in enumerate(vae.inpaint(given, draws=2, seed=EVALUATION_SEED), start=1):
                 rows.append((f"in-painted, draw {k}", painted_BHWC))
@@ -45,6 +44,16 @@ def capability_rows(vae: BigLearnVAE, images_BHWC: Tensor) -> list[Row]:
         samples_BHWC = vae.generate(len(whole), seed=EVALUATION_SEED, first_index=first_index)
         rows.append((f"samples {k}", samples_BHWC))
     return rows
+
+
+def filling_sheet(vae: BigLearnVAE, ways: Mapping[str, Filler], images_BHWC: Tensor) -> Image.Image:
+    """Images without what each standard mask hides, and how the model and the Gaussian fill them, row below row."""
+    whole, chosen = vae.observe(images_BHWC), [name for name in _FILLED_BY if name in ways]
+    rows = [("test images", images_BHWC)]
+    for mask in STANDARD_MASKS:
+        given = whole.hide(~standard_mask(mask, torch.arange(len(whole)), vae.description.data.patches))
+        rows += [(mask, shown(given)), *((name, ways[name](given, 0)[0]) for name in chosen)]
+    return panels([sheet(rows[:1], ""), sheet(rows[1:], "", group=1 + len(chosen))], "Fillings of four standard masks")
 
 
 def shown(given: Observation) -> Tensor:

@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 
 from data.errors import UserError, printable
 from data.holdout import HOLDOUT
+from model.masks import STANDARD_MASKS
 from trainer.assessment import FORMAT
 
 Reports = dict[str, dict]  # by the name of the run
-_PARTS = {
-    "method", "mask_tokens", "source", "parameters", "images", "extent", "elbos", "bounds", "latent", "inpainting",
-    "probe",
-}  # fmt: skip
+_PARTS = {"method", "mask_tokens", "source", "parameters", "images", "extent", "elbos", "bounds", "gaussian", "latent"}
+_PARTS |= {"filling", "inpainting", "probe"}
 
 _SCORES = {"error": "squared error a pixel", "psnr": "PSNR, dB", "ssim": "SSIM"}
 _STYLE = """
@@ -48,7 +47,8 @@ def page(title: str, reports: Reports, pictures: dict[str, bytes]) -> str:
     """The HTML page. pictures: further PNG files by caption."""
     parts = [f"<h1>{html.escape(title)}</h1>", _facts(reports), "<h2>Evidence</h2>", _elbos(reports)]
     parts += [_image(plot(reports), caption) for caption, plot in _plots(reports).items()]
-    parts += ["<h2>In-painting</h2>", _inpainting_text(reports), _inpainting_table(reports)]
+    parts += ["<h2>In-painting: four standard masks</h2>", _filling_text(reports), _filling_table(reports)]
+    parts += ["<h2>In-painting: four kinds of masks</h2>", _inpainting_text(reports), _inpainting_table(reports)]
     for caption, content in pictures.items():
         source = base64.b64encode(content).decode()
         parts += [f"<h2>{html.escape(caption)}</h2>", f'<img alt="" src="data:image/png;base64,{source}">']
@@ -57,16 +57,24 @@ def page(title: str, reports: Reports, pictures: dict[str, bytes]) -> str:
 
 
 def words(reports: Reports) -> str:
-    """The main figures as lines of a table, for the terminal."""
+    """The main figures as lines of two tables, for the terminal: evidence, and the errors of the standard masks."""
     columns = list(reports)
     lines = [["", *columns]]
     for name, text in _ELBOS.items():
         lines.append([text, *(f"{report['elbos'][name]:.4g}" for report in reports.values())])
     for of, samples in _bound_keys(reports):
         lines.append([f"{of} >= (k = {samples})", *(_bound_text(r, of, samples) for r in reports.values())])
+    lines += _gaussian_rows(reports)
     active = [f"{r['latent']['active_units']} of {r['latent']['dimensions']}" for r in reports.values()]
     lines.append(["active latent units", *active])
-    widths = [max(len(line[c]) for line in lines) for c in range(len(columns) + 1)]
+    fillings = [["error of in-painting", *STANDARD_MASKS]]
+    for label, (rows, _) in _ways(reports, "filling").items():
+        fillings.append([label, *(f"{row['error']:.4f}" for row in rows)])
+    return f"{_aligned(lines)}\n\n{_aligned(fillings)}"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
@@ -79,8 +87,8 @@ _ELBOS = {
     "biglearn_elbo": "BigLearnELBO",
     "joint_elbo": "JointELBO, own prior",
     "joint_elbo_standard_prior": "JointELBO, prior N(0, I)",
-    "inpainting_error": "error of in-painting, S-ratio 0.5",
-    "inpainting_error_fifth": "error of in-painting, S-ratio 0.2",
+    "biglearn_elbo_at_0.01": "BigLearnELBO with β = 0.01",
+    "joint_elbo_at_0.01": "JointELBO with β = 0.01, own prior",
 }
 
 
@@ -96,12 +104,16 @@ def _elbos(reports: Reports) -> str:
     rows = [[text, *(f"{r['elbos'][name]:.4g}" for r in reports.values())] for name, text in _ELBOS.items()]
     for of, samples in _bound_keys(reports):
         rows.append([f"{of} ≥ (k = {samples})", *(_bound_text(r, of, samples) for r in reports.values())])
+    rows += _gaussian_rows(reports)
     rows.append(["active latent units", *(f"{r['latent']['active_units']}" for r in reports.values())])
     text = (
-        f"The ELBOs are the paper's objective (variance 1, no constants) on the {_split(reports)} images. The bounds "
-        "of log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an "
+        f"The ELBOs are the paper's objective (variance 1, no constants) on the {_split(reports)} images, with the β "
+        "that the model was trained with, and with β = 0.01, by which models of different β compare. The bounds of "
+        "log-likelihoods are importance-weighted with k draws of z, with variance β and all constants, in nats an "
         "image (± standard error). All are densities of what the model learns: pixels, or the codes of a first stage. "
-        "A vae was trained on none of the tasks of BigLearnELBO but the joint one."
+        "A vae was trained on none of the tasks of BigLearnELBO but the joint one. Beside them stands what needs no "
+        "network: the exact log p(x) of one Gaussian with the covariance of training images, and the JointELBO of "
+        "probabilistic PCA, a linear decoder of as many latent dimensions with noise β and exact inference."
     )
     return f"<p>{text}</p>" + _table(["", *reports], rows)
 
@@ -112,10 +124,25 @@ def _bound_keys(reports: Reports) -> list[tuple[str, int]]:
 
 def _bound_text(report: dict, of: str, samples: int) -> str:
     found = [row for row in report["bounds"] if (row["of"], row["samples"]) == (of, samples)]
-    if not found:
-        return "—"
-    error = found[0]["standard_error"]
-    return f"{found[0]['mean']:.1f}" + (f" ± {error:.1f}" if error is not None else "")
+    return _with_error(found[0]["mean"], found[0]["standard_error"], "{:.1f}") if found else "—"
+
+
+def _gaussian_rows(reports: Reports) -> list[list[str]]:
+    """What the Gaussian reaches, of the models for which it is defined."""
+    elbos, densities = ([r["gaussian"][name] for r in reports.values()] for name in ("joint_elbo", "log_density"))
+    if not any(elbos):
+        return []
+    return [
+        ["JointELBO of probabilistic PCA", *(f"{found['mean']:.4g}" if found else "—" for found in elbos)],
+        [
+            "log p(x) of the Gaussian",
+            *(_with_error(found["mean"], found["standard_error"], "{:.1f}") if found else "—" for found in densities),
+        ],
+    ]
+
+
+def _with_error(value: float, standard_error: float | None, form: str) -> str:
+    return form.format(value) + (f" ± {form.format(standard_error)}" if standard_error is not None else "")
 
 
 def _plots(reports: Reports) -> dict[str, Callable[[Reports], Figure]]:
@@ -143,7 +170,7 @@ def joint_elbos(reports: Reports) -> Figure:
 
 def inpainting_curves(reports: Reports) -> Figure:
     """A plot for each score and kind of masks; what needs no model is shown once, dashed."""
-    curves = _ways(reports)
+    curves = _ways(reports, "inpainting")
     kinds = list(dict.fromkeys(row["mask"] for report in reports.values() for row in report["inpainting"]))
     figure = Figure(figsize=(3.2 * len(kinds), 8.5), layout="constrained")
     grid = figure.subplots(len(_SCORES), len(kinds), sharex=True, sharey="row", squeeze=False)
@@ -164,15 +191,15 @@ def inpainting_curves(reports: Reports) -> Figure:
     return figure
 
 
-_WITHOUT_MODEL = ("mean image", "nearest neighbour")
+_WITHOUT_MODEL = ("Gaussian", "mean image", "nearest neighbour")
 
 
-def _ways(reports: Reports) -> dict[str, tuple[list[dict], bool]]:
-    """Rows by label, those of models first, and whether they are of a model."""
+def _ways(reports: Reports, part: str) -> dict[str, tuple[list[dict], bool]]:
+    """Rows of a part of the reports by label, those of models first, and whether they are of a model."""
     ways: dict[str, tuple[list[dict], bool]] = {}
     for of_model in (True, False):
         for name, report in reports.items():
-            for row in report["inpainting"]:
+            for row in report[part]:
                 if (row["way"] not in _WITHOUT_MODEL) is not of_model:
                     continue
                 label = row["way"]
@@ -181,7 +208,7 @@ def _ways(reports: Reports) -> dict[str, tuple[list[dict], bool]]:
                 elif not of_model and any(other["source"] != report["source"] for other in reports.values()):
                     label = f"{report['source']}: {label}"
                 rows, _ = ways.setdefault(label, ([], of_model))
-                if all((row["mask"], row["s_ratio"]) != (other["mask"], other["s_ratio"]) for other in rows):
+                if all((row["mask"], row.get("s_ratio")) != (other["mask"], other.get("s_ratio")) for other in rows):
                     rows.append(row)
     return ways
 
@@ -207,6 +234,28 @@ def probe_curves(reports: Reports) -> Figure:
     return figure
 
 
+def _filling_text(reports: Reports) -> str:
+    report = next(iter(reports.values()))
+    fitted, images = report["gaussian"], report["filling"][0]["images"]
+    return (
+        f"<p>Mean squared error a pixel of the missing part of {images:,} test images (± standard error): seen is a "
+        "random half of the patches, a random fifth, all but the middle half of the rows and columns, the upper half. "
+        "The mean of many draws is the conditional mean that a model believes in, which compares with that of the "
+        f"Gaussian, in closed form: of {fitted['images']:,} training images, with {fitted['components']:,} components "
+        f"and a noise of {fitted['noise']:g}, which is best for training images that the fit left out.</p>"
+    )
+
+
+def _filling_table(reports: Reports) -> str:
+    return _table(
+        ["way", *STANDARD_MASKS],
+        [
+            [label, *(_with_error(row["error"], row["standard_error"], "{:.4f}") for row in rows)]
+            for label, (rows, _) in _ways(reports, "filling").items()
+        ],
+    )
+
+
 def _inpainting_text(reports: Reports) -> str:
     report = next(iter(reports.values()))
     images = report["inpainting"][0]["images"]
@@ -219,7 +268,7 @@ def _inpainting_text(reports: Reports) -> str:
 
 def _inpainting_table(reports: Reports) -> str:
     rows = []
-    for label, (of_way, _) in _ways(reports).items():
+    for label, (of_way, _) in _ways(reports, "inpainting").items():
         for row in of_way:
             if row["s_ratio"] == 0.5:
                 scores = [f"{row['error']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.3f}", f"{row['diversity']:.3f}"]

@@ -177,7 +177,7 @@ def overview():
             NATS, [(_max(f"biglearn_evaluation_elbo_nats{{{_RUN}}}", "run, elbo"), "{{run}} {{elbo}}")],
         ),
         lines(
-            "In-painting error", "Mean squared error of what is missing, by the share that is seen.",
+            "In-painting error", "Mean squared error of what is missing, by what is seen: a share, or which patches.",
             "short",
             [(_max(f"biglearn_evaluation_inpainting_error{{{_RUN}}}", "run, observed"), "{{run}} {{observed}}")],
         ),

@@ -7,7 +7,7 @@ import pytest
 
 SMALL = (
     "--images", "100", "--bound-images", "6", "--bound-samples", "2", "--inpainting-images", "4", "--draws", "2",
-    "--probe-images", "60",
+    "--probe-images", "60", "--filling-images", "5",
 )  # fmt: skip
 
 

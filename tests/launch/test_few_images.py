@@ -61,7 +61,7 @@ def test_all_is_measured(start, exports, tmp_path, method):
     assert "Warning" not in done.stderr
     assert "±" not in done.stdout  # which one image does not tell
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert {row["images"] for row in report["inpainting"]} == {2}
+    assert {row["images"] for part in ("inpainting", "filling") for row in report[part]} == {2}
     assert report["probe"] == []  # one class
     assert {row["standard_error"] for row in report["bounds"]} == {None}
     assert all(np.isfinite([row["mean"] for row in report["bounds"]]))

@@ -8,6 +8,7 @@ from scipy.stats import beta, kstest
 
 from model.masks import (
     KINDS,
+    STANDARD_MASKS,
     Plan,
     drawn_masks,
     joint_plans,
@@ -17,6 +18,7 @@ from model.masks import (
     observed_of_kind,
     plan_masks,
     plan_order,
+    standard_mask,
 )
 from model.objective import ObjectiveConfig
 
@@ -129,6 +131,36 @@ def test_kinds_of_masks_leave_the_share_they_are_asked_for(kind):
     assert torch.equal(observed_of_kind(kind, 0.5, index_B[50:60], 64, seed=0), half_BL[50:60])
     assert len(half_BL.unique(dim=0)) >= 4
     assert not torch.equal(half_BL, observed_of_kind(kind, 0.5, index_B, 64, seed=1))
+
+
+def test_standard_masks():
+    """Fixed shapes are the same for every image; random ones have the size that is said, and follow the image alone."""
+    index_B = torch.arange(50)
+    of_64 = {name: standard_mask(name, index_B, 64) for name in STANDARD_MASKS}
+    for name, n_S in (("half seen", 32), ("fifth seen", 12)):
+        assert (of_64[name].sum(1) == n_S).all()
+        assert len(of_64[name].unique(dim=0)) == 50
+        assert torch.equal(standard_mask(name, index_B[20:30], 64), of_64[name][20:30])
+    picture = "11111111\n" * 2 + "11000011\n" * 4 + "11111111\n" * 2
+    assert rows_of(of_64["centre missing"][7]) == picture
+    assert rows_of(of_64["lower half missing"][7]) == "11111111\n" * 4 + "00000000\n" * 4
+    assert rows_of(standard_mask("centre missing", index_B, 16)[0]) == "1111\n1001\n1001\n1111\n"
+
+
+@pytest.mark.parametrize("side", range(1, 10))
+def test_standard_masks_leave_something_missing_on_every_grid(side):
+    for name in STANDARD_MASKS:
+        observed_BL = standard_mask(name, torch.arange(5), side * side)
+        assert observed_BL.shape == (5, side * side)
+        assert not observed_BL.all(1).any()
+    if side > 2:
+        assert standard_mask("centre missing", torch.arange(1), side * side).any()
+    assert rows_of(standard_mask("lower half missing", torch.arange(1), 9)[0]) == "111\n000\n000\n"
+
+
+def rows_of(observed_L: torch.Tensor) -> str:
+    side = round(len(observed_L) ** 0.5)
+    return "".join("".join(str(int(seen)) for seen in row) + "\n" for row in observed_L.view(side, side))
 
 
 def test_shapes_of_kinds():

@@ -6,10 +6,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from data import randomness
 from data.batch import Batch
-from model.masks import Plan, place_masks
+from model.masks import EVALUATION_SEED, Plan, place_masks
 from model.objective import ObjectiveConfig, elbo_terms
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
-from model.task import EVALUATION_SEED, BigLearnTask, PatchAETask
+from model.task import INPAINTING_ERRORS, BigLearnTask, PatchAETask
 from tests.model.test_biglearn import L, Z, images, small_model
 
 BETA = 0.01
@@ -75,16 +75,28 @@ def test_joint_elbo_is_equation_1():
         torch.testing.assert_close(task.evaluate(batch())[name], terms.elbo_B(0.01))
 
 
-@pytest.mark.parametrize(("name", "n_S"), [("inpainting_error", L // 2), ("inpainting_error_fifth", L // 5)])
-def test_in_painting_error_is_that_of_the_missing_patches_from_the_others(name, n_S):
+@pytest.mark.parametrize("name", INPAINTING_ERRORS)
+def test_in_painting_error_is_that_of_the_missing_patches_from_the_others(name):
     task, x_BLD, index_B = task_of(), batch().x_BLD, batch().index_B
-    n_S_B = torch.full((8,), n_S)
-    seen_BL, missing_BL = place_masks(n_S_B, L - n_S_B, index_B, L, EVALUATION_SEED)
-    assert torch.equal(missing_BL, ~seen_BL)
+    if name in ("inpainting_error", "inpainting_error_fifth"):
+        n_S_B = torch.full((8,), L // 2 if name == "inpainting_error" else L // 5)
+        seen_BL, missing_BL = place_masks(n_S_B, L - n_S_B, index_B, L, EVALUATION_SEED)
+    else:
+        missing_NN = torch.zeros(4, 4, dtype=torch.bool)
+        missing_NN[(slice(1, 3), slice(1, 3)) if name == "inpainting_error_block" else slice(2, 4)] = True
+        missing_BL = missing_NN.flatten().expand(8, -1)
+    seen_BL = ~missing_BL
     hidden_BLD = x_BLD * seen_BL[..., None]  # the model gets nothing of the others
     painted_BLD = task.model.decode(task.model.encode(hidden_BLD, seen_BL)[0], hidden_BLD, seen_BL)
     expected_B = [(painted_BLD - x_BLD)[b][missing_BL[b]].square().mean().item() for b in range(8)]
-    assert task.evaluate(batch())[name].tolist() == pytest.approx(expected_B, rel=1e-5)
+    assert task.inpainting_errors(batch())[name].tolist() == pytest.approx(expected_B, rel=1e-5)
+
+
+def test_elbos_at_the_reference_are_those_of_a_model_that_was_trained_with_it():
+    one, other = task_of(beta=0.5).evaluate(batch()), task_of(beta=0.01).evaluate(batch())
+    for name in ("biglearn_elbo", "joint_elbo", "joint_elbo_standard_prior"):
+        assert torch.equal(one[f"{name}_at_0.01"], other[name])
+        assert (one[name] < other[name]).all()
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from trainer.run_directory import RunDirectory
 
 LINE = {
     "step": 3, "images": 48, "images_per_second": 32.0, "loss": 5.0, "elbo": -5.0, "kl": 1.0, "elbo_joint": -6.0,
-    "seconds_data": 0.25, "seconds_step": 0.5, "skipped_steps": 0, "gradient_norm": 2.0, "learning_rate": 1e-3, "beta": 0.01,
-    "damaged_images": 0, "seconds_forward": 0.1, "world_size": 2,
+    "seconds_data": 0.25, "seconds_step": 0.5, "skipped_steps": 0, "gradient_norm": 2.0, "learning_rate": 1e-3,
+    "beta": 0.01, "damaged_images": 0, "seconds_forward": 0.1, "world_size": 2,
 }  # fmt: skip
 LABELS = {"run": "run-abc", "model": "vae", "dataset": "digits", "rank": "0", "start": "1"}
 

@@ -8,18 +8,26 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from data.errors import UserError
+from evaluation.gaussian import ConditionalGaussian, squared_error
+from model.biglearn import BigLearnModel, ModelConfig
 from model.capabilities import BigLearnVAE
+from model.codec import PatchCodec
 from model.export import Description
+from model.masks import STANDARD_MASKS, standard_mask
+from model.objective import ObjectiveConfig
 from model.observation import observe
+from model.patch_autoencoder import PatchAutoencoder
 from trainer.assessment import Extent, assess
+from trainer.build import open_stream
 from trainer.inpainting import References, fillers, nearest, scores
 from trainer.model_data import open_images
+from trainer.pictures import read_images
 from trainer.probe import accuracy, features_of
 from trainer.report import page, read_report, words
 
 SMALL = Extent(
     images=20, bound_images=10, bound_samples=2, inpainting_images=6, draws=2, references=50, probe_images=100,
-    probe_test_images=60,
+    probe_test_images=60, filling_images=8, filling_draws=3, gaussian_images=200,
 )  # fmt: skip
 
 
@@ -103,11 +111,16 @@ def joint(vae):
     return as_joint(vae)
 
 
+def references_of(images_NHWC):
+    return References(images_NHWC.mean(0), images_NHWC, ConditionalGaussian.fit(images_NHWC, 8))
+
+
 def test_a_joint_vae_gets_the_ways_of_its_peers(vae, joint):
     x = images(2)
-    given, references = half(x), References(images(5).mean(0), images(5))
+    given, references = half(x), references_of(images(5))
     ways = fillers(joint, references, draws=2, seed=0)
-    assert ways.keys() == {"zero filling", "mean filling", "pseudo-Gibbs", "mean image", "nearest neighbour"}
+    without_model = {"Gaussian", "mean image", "nearest neighbour"}
+    assert ways.keys() == {"zero filling", "mean filling", "pseudo-Gibbs"} | without_model
     for name, fill in ways.items():
         filled = fill(given, 0)
         assert len(filled) == (2 if name == "pseudo-Gibbs" else 1)
@@ -155,7 +168,7 @@ def images_of_vae(vae, digits_run):
 
 @pytest.fixture(scope="module")
 def report(vae, images_of_vae, world):
-    return assess(vae, *images_of_vae, world, SMALL)
+    return assess(vae, *images_of_vae, world, SMALL)[0]
 
 
 def test_the_report_holds_every_figure(vae, report):
@@ -166,7 +179,8 @@ def test_the_report_holds_every_figure(vae, report):
     }
     ways = {row["way"] for row in report["inpainting"]}
     assert ways == {
-        "in-painting, mean z", "in-painting, drawn z", "inference, mean z", "mean image", "nearest neighbour",
+        "in-painting, mean z", "in-painting, drawn z", "inference, mean z", "Gaussian", "mean image",
+        "nearest neighbour",
     }  # fmt: skip
     assert {row["mask"] for row in report["inpainting"]} == {"random", "block", "half", "stroke"}
     drawn = [row["diversity"] for row in report["inpainting"] if row["way"] == "in-painting, drawn z"]
@@ -178,6 +192,64 @@ def test_the_report_holds_every_figure(vae, report):
     assert 1 <= report["latent"]["active_units"] <= 32
 
 
+@pytest.fixture(scope="module")
+def of_report(images_of_vae):
+    """The first 20 test images, and the Gaussian of the report."""
+    data, index = images_of_vae
+    test, train = (open_stream(data, index, split, None) for split in ("test", "train"))
+    gaussian = ConditionalGaussian.fit(read_images(train, torch.arange(200) * (1437 // 200)), 8)
+    return read_images(test, torch.arange(20)), gaussian
+
+
+def test_the_filling_of_standard_masks_is_measured_way_by_way(vae, of_report, report):
+    """Each figure again from the parts: of one draw, of the mean over the draws, of the Gaussian."""
+    images_BHWC, gaussian = of_report
+    x = images_BHWC[:8]
+    whole, rows = vae.observe(x), {}
+    for row in report["filling"]:
+        assert row.keys() == {"mask", "way", "images", "error", "standard_error"}
+        assert (row["images"], row["standard_error"] > 0) == (8, True)
+        rows[row["mask"], row["way"]] = row["error"]
+    assert {mask for mask, _ in rows} == {*STANDARD_MASKS}
+    for mask in STANDARD_MASKS:
+        given = whole.hide(~standard_mask(mask, torch.arange(8), 16))
+        drawn = vae.inpaint(given, draws=3, seed=0)
+        expected = {
+            "in-painting, mean z": vae.inpaint(given, draws=0),
+            "in-painting, drawn z": drawn,
+            "in-painting, drawn z, mean of 3": drawn.mean(0, keepdim=True),
+            "Gaussian": gaussian.fill(given)[None],
+        }
+        for way, filled in expected.items():
+            assert rows[mask, way] == pytest.approx(squared_error(given, x, filled).mean().item(), rel=1e-5)
+        assert rows[mask, "in-painting, drawn z, mean of 3"] < rows[mask, "in-painting, drawn z"]
+    assert {way for _, way in rows} == expected.keys() | {"inference, mean z", "mean image", "nearest neighbour"}
+
+
+def test_the_gaussian_has_bounds_with_the_variance_of_the_model(vae, of_report, report):
+    (x, gaussian), found = of_report, report["gaussian"]
+    assert (found["images"], found["components"], found["noise"]) == (200, len(gaussian.variance_R), gaussian.noise)
+    assert gaussian.noise < vae.variance / 3  # of one of three equal channels
+    wide = gaussian.with_noise(vae.variance / 3).log_density(x[:10])
+    assert found["log_density"]["mean"] == pytest.approx(wide.mean().item())
+    assert found["joint_elbo"]["mean"] == pytest.approx(gaussian.joint_elbo(x, 32, vae.variance).mean().item())
+    assert (found["log_density"]["images"], found["joint_elbo"]["images"]) == (10, 20)
+
+
+def test_the_joint_vae_and_the_picture_of_fillings(joint, images_of_vae, world):
+    few = Extent(
+        images=2, bound_images=1, bound_samples=1, inpainting_images=1, draws=2, references=5, probe_images=12,
+        probe_test_images=5, filling_images=1, gaussian_images=50,
+    )  # fmt: skip
+    report, picture = assess(joint, *images_of_vae, world, few)
+    ways = [row["way"] for row in report["filling"] if row["mask"] == "centre missing"]
+    without_model = ["Gaussian", "mean image", "nearest neighbour"]
+    assert ways == ["zero filling", "mean filling", "pseudo-Gibbs", "pseudo-Gibbs, mean of 2", *without_model]
+    assert all(row["standard_error"] is None for row in report["filling"])
+    assert picture.height > 4 * 4 * 64  # of each mask: what is known, two ways of the model, the Gaussian
+    assert "pseudo-Gibbs, mean of 2" in words({"run": report})
+
+
 def test_the_page_is_self_contained_and_names_cannot_break_it(report):
     evil = "<script>alert(1)</script>"
     content = page(evil, {evil: report, "other": report}, {"<b>picture": b"png"})
@@ -185,7 +257,14 @@ def test_the_page_is_self_contained_and_names_cannot_break_it(report):
     assert "<b>picture" not in content
     assert "http" not in content.replace("http-equiv", "")
     assert content.count("<img") == 4  # JointELBO, in-painting, probes, the picture
-    assert "BigLearnELBO" in words({"run": report})
+    said = words({"run": report})
+    assert "BigLearnELBO" in said
+    lines = {line[: line.index("  ")]: line.split()[-4:] for line in said.splitlines() if "  " in line}
+    assert lines["error of in-painting"][-2:] == ["half", "missing"]
+    of_gaussian = [f"{row['error']:.4f}" for row in report["filling"] if row["way"] == "Gaussian"]
+    assert lines["Gaussian"] == of_gaussian
+    assert {"log p(x) of the Gaussian", "JointELBO of probabilistic PCA"} <= lines.keys()
+    assert all(error in content for error in of_gaussian)
 
 
 def test_few_images_and_a_model_without_likelihood(vae, images_of_vae, world):
@@ -193,12 +272,36 @@ def test_few_images_and_a_model_without_likelihood(vae, images_of_vae, world):
     values["objective"]["beta"] = 0
     description = Description.model_validate(values)
     few = Extent(
-        images=2, bound_images=1, inpainting_images=1, draws=1, references=1, probe_images=12, probe_test_images=5
-    )
-    report = assess(BigLearnVAE(vae.model, description), *images_of_vae, world, few)
+        images=2, bound_images=1, inpainting_images=1, draws=1, references=1, probe_images=12, probe_test_images=5,
+        filling_images=1, filling_draws=1, gaussian_images=1,
+    )  # fmt: skip
+    report, _ = assess(BigLearnVAE(vae.model, description), *images_of_vae, world, few)
     assert report["bounds"] == []
+    assert report["gaussian"]["log_density"] is report["gaussian"]["joint_elbo"] is None
+    assert "of the Gaussian" not in words({"run": report})
     assert "12 principal components of pixels" in {row["features"] for row in report["probe"]}
     assert "BigLearnELBO" in page("run", {"run": report}, {})
+
+
+def test_a_model_of_codes_is_measured_in_pixels_and_has_no_density_of_them(images_of_vae, world):
+    torch.manual_seed(0)
+    data, index = images_of_vae
+    data = data.model_copy(update={"patch_size": 16, "code_dim": 512})
+    small = ModelConfig(embed_dim=16, encoder_depth=1, decoder_depth=1, num_heads=2, latent_dim=4)
+    model = BigLearnModel(small, "biglearn_u", 512, 4).requires_grad_(False)
+    description = Description(
+        method="biglearn_u", data=data, model=small, objective=ObjectiveConfig(), seed=0, images=0
+    )
+    codec = PatchCodec(PatchAutoencoder(), torch.zeros(512), torch.ones(512), images=index.checksum)
+    few = Extent(
+        images=2, bound_images=1, bound_samples=1, inpainting_images=1, draws=1, references=5, probe_images=12,
+        probe_test_images=5, filling_images=3, filling_draws=2, gaussian_images=50,
+    )  # fmt: skip
+    report, _ = assess(BigLearnVAE(model, description, codec=codec), data, index, world, few)
+    assert report["gaussian"]["log_density"] is report["gaussian"]["joint_elbo"] is None
+    error = {row["way"]: row["error"] for row in report["filling"] if row["mask"] == "half seen"}
+    assert error["in-painting, drawn z, mean of 2"] > 0
+    assert 0 < error["Gaussian"] < error["mean image"] < 0.2
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"format": 99}', b'{"format": 1}', b"{" * 10**5])

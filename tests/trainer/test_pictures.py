@@ -6,9 +6,8 @@ import torch
 from data.index import load_index
 from data.stream import Stream
 from model.capabilities import BigLearnVAE
-from model.masks import place_masks
+from model.masks import EVALUATION_SEED, place_masks
 from model.observation import pixels_of
-from model.task import EVALUATION_SEED
 from trainer.build import build_task
 from trainer.pictures import capability_rows, draw_sheet, read_images
 from trainer.trained import describe

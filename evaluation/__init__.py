@@ -1,0 +1,1 @@
+"""Baselines that need no network, beside which every result stands."""
