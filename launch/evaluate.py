@@ -23,10 +23,10 @@ NAMES = {"test": "evaluation", "holdout": "evaluation-holdout"}  # of the report
 
 EXAMPLES = """\
 examples:
-  python launch/evaluate.py --run runs/digits-biglearn_u
+  python launch/evaluate.py --run runs/digits_8x8-biglearn_u
   torchrun --nproc-per-node 2 -- launch/evaluate.py --run runs/mnist_case1-biglearn_u --images 2000
-  python launch/evaluate.py --run runs/digits-biglearn_u --filling-images 100 --inpainting-images 50    # a quick look
-  python launch/evaluate.py --compare runs/digits-biglearn_u runs/digits-vae --out comparison
+  python launch/evaluate.py --run runs/digits_8x8-biglearn_u --filling-images 100 --inpainting-images 50  # quick
+  python launch/evaluate.py --compare runs/digits_8x8-biglearn_u runs/digits_8x8-vae --out comparison
 """
 
 

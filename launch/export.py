@@ -13,7 +13,7 @@ from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:
-  python launch/export.py --model runs/digits-biglearn_u --out digits-model
+  python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model
   python launch/sample.py inpaint --model digits-model --test 12 --hide half
 
 In Python: `from model.capabilities import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.

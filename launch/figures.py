@@ -22,7 +22,7 @@ NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 
 EXAMPLES = """\
 examples:
-  python launch/figures.py --run runs/digits-biglearn_u --against runs/digits-vae
+  python launch/figures.py --run runs/digits_8x8-biglearn_u --against runs/digits_8x8-vae
   python launch/figures.py --run my-export --figures 3 9 --images 5 --out my-figures
 
 Figures 2 and 4 stand on the pages of launch/evaluate.py. 6, 7 and 8 are one picture, figure-6-8.png. Figure 13 needs

@@ -15,8 +15,8 @@ from launch.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 example:
-  python launch/replay.py --run runs/digits-biglearn_u --step 1200
-  python launch/replay.py --run runs/digits-biglearn_u --step 1200 --json > step.json
+  python launch/replay.py --run runs/digits_8x8-biglearn_u --step 1200
+  python launch/replay.py --run runs/digits_8x8-biglearn_u --step 1200 --json > step.json
 
 The run itself is not touched; it may even be training. torchrun needs `--` before launch/replay.py.
 """

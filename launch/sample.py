@@ -18,8 +18,8 @@ KINDS = ("random", "block", "half", "stroke")
 
 EXAMPLES = """\
 examples:
-  python launch/sample.py generate --model runs/digits-biglearn_u --count 24
-  python launch/sample.py inpaint --model runs/digits-biglearn_u --test 12 --hide random --s-ratio 0.3 --draws 3
+  python launch/sample.py generate --model runs/digits_8x8-biglearn_u --count 24
+  python launch/sample.py inpaint --model runs/digits_8x8-biglearn_u --test 12 --hide random --s-ratio 0.3 --draws 3
   python launch/sample.py inpaint --model my-export --images photos/ broken.png --mask hole.png
 
 NAME --help has an example of each. What is missing in an image: alpha 0 in a PNG, NaN in a .npy array, black, 0 or
@@ -41,7 +41,7 @@ def _parser() -> Parser:
             name,
             help=what,
             description=what[0].upper() + what[1:] + ".",
-            epilog=f"example:\n  python launch/sample.py {name} --model runs/digits-biglearn_u {example}",
+            epilog=f"example:\n  python launch/sample.py {name} --model runs/digits_8x8-biglearn_u {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add = added.add_argument

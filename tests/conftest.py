@@ -108,6 +108,7 @@ def digits_run(once, tmp_path_factory, start, digits_shards) -> Path:
         small = ["encoder_depth=1", "decoder_depth=1", "embed_dim=64", "num_heads=2"]
         settings = ["engine.name=accelerate", "engine.device=cpu", "train.max_grad_norm=1"]
         settings += ["train.total_images=40000", "evaluate.every_images=0", "evaluate.images=100", "metrics.port=null"]
+        settings += ["data.image_size=32", "data.patch_size=8", "objective.beta_start=null", "objective.beta=0.01"]
         settings += [f"model.{value}" for value in small] + [f"data.shards={digits_shards}", f"run_dir={run}"]
         done = start("python", "launch/train.py", "--config", "configs/digits.yaml", *settings)
         assert done.returncode == 0, done.stderr

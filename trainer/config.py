@@ -50,7 +50,7 @@ class Config(Section):
 
     method: Literal["vae", "biglearn_t", "biglearn_u", "patch_ae"] = "biglearn_u"
     seed: int = Field(0, ge=0, lt=2**63)
-    run_dir: str
+    run_dir: str  # {method} in it is the method
     stage_1: str | None = None  # the configuration of its PatchAE, a file relative to this one
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -143,9 +143,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         if not is_null(_read(Path(stage_1), seen=()).get("stage_1", Plain())):
             raise UserError(f"{path}: stage_1 is {stage_1}, which has a stage_1 itself: name that of a PatchAE")
         data["patch_autoencoder"] = load_config(stage_1).run_dir
-    values.setdefault(
-        "run_dir", f"runs/{Path(path).stem}-{values.get('method', Config.model_fields['method'].default)}"
-    )
+    run_dir = values.get("run_dir", f"runs/{Path(path).stem}-{{method}}")
+    if isinstance(run_dir, str) and "{method}" in run_dir:
+        method = values.get("method", Config.model_fields["method"].default)
+        run_dir = run_dir.replace("{method}", str(method))
+    values["run_dir"] = run_dir
     try:
         return Config.model_validate(typed(values, Config))
     except ValidationError as error:

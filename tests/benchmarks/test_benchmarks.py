@@ -80,7 +80,7 @@ def test_attention_times_both_phases_of_a_layer(start, tmp_path):
 
 def test_exporter_times_lines_scrapes_and_steps(start, tmp_path, digits_shards):
     arguments = ["--config", "configs/digits.yaml", "--steps", 2, "--calls", 10]
-    arguments += [f"data.shards={digits_shards}", "engine.name=accelerate"]
+    arguments += [f"data.shards={digits_shards}", "data.image_size=32", "data.patch_size=8", "engine.name=accelerate"]
     row = rows_of(start, tmp_path, "benchmarks/exporter.py", *arguments)
     assert row["line_share"] == pytest.approx(row["line_seconds"] / row["step_seconds"])
     assert row["scrape_seconds"] > 0

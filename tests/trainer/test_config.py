@@ -51,7 +51,7 @@ def test_overrides_are_yaml_values(tiny):
 
 
 def test_default_run_directory_names_configuration_and_method(root):
-    assert load_config(root / "configs/digits.yaml", ["method=vae"]).run_dir == "runs/digits-vae"
+    assert load_config(root / "configs/digits.yaml", ["method=vae"]).run_dir == "runs/digits_8x8-vae"
 
 
 @pytest.mark.parametrize(
