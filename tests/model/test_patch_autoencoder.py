@@ -44,3 +44,17 @@ def test_portions_without_gradients_change_nothing(monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model.decode(model.encode(x_ND)), whole_ND, rtol=1e-4, atol=1e-5)
     assert seen == [3, 3, 3, 1]
+
+
+def test_a_picture_passes_almost_linearly_before_any_training():
+    """Half the contrast gives half the code, and the decoder, as a transpose, points back to where the patch was."""
+    torch.manual_seed(0)
+    model = PatchAutoencoder()
+    coarse_NCHW = torch.rand(64, 3, 4, 4)
+    x_ND = torch.nn.functional.interpolate(coarse_NCHW, 16, mode="bilinear").permute(0, 2, 3, 1).flatten(1)
+    code_NC, half_NC = model.encode(x_ND), model.encode(0.5 + 0.5 * (x_ND - 0.5))
+    assert (half_NC - 0.5 * code_NC).norm() < 0.15 * half_NC.norm()
+    there_ND, back_ND = x_ND - 0.5, model.decode(code_NC) - 0.5
+    cosine = (there_ND * back_ND).sum() / (there_ND.norm() * back_ND.norm())
+    assert cosine > 0.5
+    assert 0.3 < back_ND.norm() / there_ND.norm() < 2

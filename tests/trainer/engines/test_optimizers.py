@@ -85,7 +85,7 @@ def test_muon_moves_the_matrices_of_the_task_and_adamw_all_else():
         torch.testing.assert_close(mine, [*theirs.parameters()], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(12, 12), (8, 20), (30, 10)])
+@pytest.mark.parametrize("shape", [(12, 12), (8, 20), (30, 10), (8, 40), (64, 10)])
 def test_newton_schulz_gives_the_directions_of_the_singular_vectors(shape):
     """U Vᵀ with singular values in the band of the iteration; those of the smallest directions may lie below it."""
     torch.manual_seed(0)
