@@ -22,7 +22,7 @@ from trainer.evaluation import evaluate
 from trainer.exporter import make_exporter
 from trainer.metrics import JsonLines, Metrics, ProgressBar, require_finite
 from trainer.pictures import draw_codes, draw_sheet
-from trainer.resume import identity, restore
+from trainer.resume import identity, restore, warn_of_jump
 from trainer.run_directory import RunDirectory
 from trainer.stop import StopRequest
 from trainer.trained import describe
@@ -54,6 +54,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     sinks, evaluations, spent = [], [], (0.0, 0.0)
     with world.agreed():
         if world.is_main:
+            warn_of_jump(config, run.config, images)
             run.create(config, images, parts.codec)
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]

@@ -21,7 +21,8 @@ from data.index import Index
 from model.codec import PatchCodec
 from trainer.build import Parts
 from trainer.checkpoint import Checkpoint, State, newest_whole
-from trainer.config import OF_BEFORE, Config
+from trainer.config import OF_BEFORE, Config, load_config
+from trainer.schedule import learning_share
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,27 @@ def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None
                 dist.broadcast(tensors[kind][name], src=0, group=world.control)
         engine.load_full_state(tensors, state.step)
     return state
+
+
+def warn_of_jump(config: Config, before: Path, images: int) -> None:
+    """Log it when the learning rates do not go on after `images` images where the configuration `before` has them.
+
+    A schedule that ends follows the length of the run, so that another total_images moves all of it.
+    """
+    try:
+        earlier = load_config(before) if images else None
+    except UserError:  # not there, or no longer understood
+        earlier = None
+    if not earlier:
+        return
+    was, now = (learning_share(c.schedule, images, c.train.batch_size, c.train.total_images) for c in (earlier, config))
+    if abs(was - now) > 0.01:
+        log.warning(
+            "after %s images the learning rates go on at %.0f%% of their full values, not at %.0f%% as in the run:"
+            " schedule.name=%s with train.total_images=%d follows this run's length, which was %d",
+            f"{images:,}", 100 * now, 100 * was, config.schedule.name, config.train.total_images,
+            earlier.train.total_images,
+        )  # fmt: skip
 
 
 def _refuse_another(
