@@ -93,10 +93,9 @@ def settings(options: argparse.Namespace, seed: int, method: str, mode: str) -> 
         f"model.mask_tokens={mode}",
         f"seed={seed}",
         "engine.name=accelerate",
-        # Batches of 32 and a first moment leave the first plateau within an epoch; the paper's 128 without one do not.
+        "objective.beta=0.01",
+        "objective.beta_start=null",
         "train.batch_size=32",
-        "optimizer.beta1=0.9",
-        "optimizer.learning_rate=1e-3",
         "schedule.warmup_images=12800",
         f"train.total_images={images}",
         f"checkpoint.every_images={images // 10}",
@@ -111,7 +110,8 @@ def wanted_row(options: argparse.Namespace, seed: int, method: str, mode: str) -
     config = load_config(CONFIG, settings(options, seed, method, mode))
     what = {"method": method, "mask_tokens": mode, "seed": seed, "images": config.total_images}
     evaluated = {"evaluated_images": options.evaluate_images}
-    return what | evaluated | {"batch_size": config.train.batch_size, "overrides": options.overrides}
+    trained = {"optimizer": config.optimizer.name, "batch_size": config.train.batch_size}
+    return what | evaluated | trained | {"overrides": options.overrides}
 
 
 def train(options: argparse.Namespace, seed: int, method: str, mode: str) -> None:

@@ -59,11 +59,15 @@ def start_norm(layer: nn.Conv2d | nn.ConvTranspose2d, norm: nn.GroupNorm, *, pai
 
 @torch.no_grad()
 def start_code(to_code: nn.Linear, from_code: nn.Linear) -> None:
-    """The code is what the last activation changes, in the same order; both layers take half of its span back."""
+    """A random rotation of what the last activation changes, and back: each value of a code has a part of all.
+
+    Stage 2 standardises each value of a code. What has values of its own, as fine detail has, would count as much there
+    as all the rest.
+    """
     gate = 1 / (1 + math.exp(-_INFLECTION))
     slope = gate * (1 + _INFLECTION * (1 - gate))  # of SiLU there
-    scale = (slope * _SPAN) ** -0.5
-    for layer in (to_code, from_code):
-        layer.weight.copy_(scale * torch.eye(len(layer.weight)))
-    to_code.bias.fill_(-scale * gate * _INFLECTION)
+    rotation = nn.init.orthogonal_(torch.empty(to_code.weight.shape)) * (slope * _SPAN) ** -0.5
+    to_code.weight.copy_(rotation)
+    to_code.bias.copy_(-gate * _INFLECTION * rotation.sum(1))
+    from_code.weight.copy_(rotation.T)
     nn.init.zeros_(from_code.bias)
