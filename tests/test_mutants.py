@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tests.mutants import MUTATIONS, ROOMS, BrokenError, Mutation, judge, place_of, product_of
+from tests.mutants import ROOMS, BrokenError, judge, place_of, product_of
+from tests.mutations import MUTATIONS, Mutation
 
 TESTS = ("tests/model/test_masks.py", "-k", "sizes")
 

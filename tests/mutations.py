@@ -1,0 +1,376 @@
+"""The bugs that the tests must see, each a text of the product and what is put in its place: see tests/mutants.py."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug: `new` instead of `old`, a text that stands once in the product. tests: pytest's arguments to see it."""
+
+    name: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # model/
+    Mutation(
+        "decode-x_S-reads-z",
+        "return is_key_BN[:, None, :] & ~(is_observed_BN[:, :, None] & is_z_N)",
+        "return is_key_BN[:, None, :].expand(-1, len(is_z_N), -1)",
+        ("tests/model/test_attention.py",),
+    ),
+    Mutation(
+        "size-of-T-rounded-down",
+        "n_T = np.maximum(1, np.ceil(np.asarray(t_ratio) * (patches - n_S)))",
+        "n_T = np.maximum(1, np.floor(np.asarray(t_ratio) * (patches - n_S)))",
+        ("tests/model/test_masks.py",),
+    ),
+    Mutation(
+        "kl-divides-by-the-wrong-arm",
+        "return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_p).exp()",
+        "return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_q).exp()",
+        ("tests/model/test_objective.py",),
+    ),
+    Mutation(
+        "kl-without-beta",
+        "return self.reconstruction_B - beta * self.kl_B",
+        "return self.reconstruction_B - self.kl_B",
+        ("tests/model/test_task.py",),
+    ),
+    Mutation(
+        "bound-with-the-constant-of-variance-1",
+        "n_values_B * math.log(2 * math.pi * variance))",
+        "n_values_B * math.log(2 * math.pi))",
+        ("tests/model/test_capabilities.py", "-k", "linear_gaussian"),
+    ),
+    Mutation(
+        "mask-tokens-without-a-position",
+        "rows.append(self.mask_token + position_LE[masked_place_N])",
+        "rows.append(self.mask_token.expand(len(masked_place_N), -1))",
+        ("tests/model/test_biglearn.py",),
+    ),
+    Mutation(
+        "fused-prior-is-a-posterior",
+        "next(own) if group.n_S else value_QZ[-1:].expand(batch, -1) for group in groups",
+        "next(own) if group.n_S else value_QZ[:1].expand(batch, -1) for group in groups",
+        ("tests/model/test_fused.py", "-k", "marginal"),
+    ),
+    Mutation(
+        "pseudo-gibbs-takes-the-variance-for-sigma",
+        "noisy_BLD = mean_BLD + variance**0.5 * noise_BN.view_as(x_BLD)",
+        "noisy_BLD = mean_BLD + variance * noise_BN.view_as(x_BLD)",
+        ("tests/model/test_capabilities.py", "-k", "pseudo_gibbs"),
+    ),
+    Mutation(
+        "export-is-not-verified",
+        'if hashlib.file_digest(file, "sha256").hexdigest() != checksums[name]:',
+        "if not checksums[name]:",
+        ("tests/model/test_capabilities_of_codes.py",),
+    ),
+    Mutation(
+        "codes-are-not-centred",
+        "return (code_BLC.float() - self.mean_C) / self.std_C",
+        "return code_BLC.float() / self.std_C",
+        ("tests/model/test_codec.py",),
+    ),
+    Mutation(
+        "triton-keeps-the-last-block-of-a-gradient",
+        "dz_v_K += tl.sum(",
+        "dz_v_K = tl.sum(",
+        ("tests/model/test_triton_attention.py",),
+    ),
+    Mutation(
+        "the-upper-half-is-missing",
+        "observed_NN = (place_N < side // 2)",
+        "observed_NN = (place_N >= side // 2)",
+        ("tests/model/test_masks.py", "-k", "standard_masks"),
+    ),
+    Mutation(
+        "elbo-at-the-reference-with-the-beta-of-training",
+        "found.elbo_B(REFERENCE_BETA) for name",
+        "found.elbo_B(self.objective.beta) for name",
+        ("tests/model/test_task.py",),
+    ),
+    # evaluation/
+    Mutation(
+        "gaussian-of-what-is-not-centred",
+        "delta_BLD = self._patches(given.images_BHWC) - self.mean_LD",
+        "delta_BLD = self._patches(given.images_BHWC)",
+        ("tests/evaluation/test_gaussian.py", "-k", "filling"),
+    ),
+    Mutation(
+        "gaussian-without-its-noise",
+        "sum_MRR.diagonal(dim1=1, dim2=2).add_(self.noise)",
+        "sum_MRR.diagonal(dim1=1, dim2=2).add_(1e-9)",
+        ("tests/evaluation/test_gaussian.py", "-k", "filling or known_answer"),
+    ),
+    Mutation(
+        "grey-pixel-counts-once",
+        "values, copies = self.mean_LD.numel(), 3 // self.channels",
+        "values, copies = self.mean_LD.numel(), 1",
+        ("tests/evaluation/test_gaussian.py", "-k", "density"),
+    ),
+    Mutation(
+        "grey-channel-with-the-variance-of-a-pixel",
+        "noise = beta * self.channels / 3",
+        "noise = beta",
+        ("tests/evaluation/test_gaussian.py", "-k", "joint_elbo"),
+    ),
+    Mutation(
+        "noise-is-chosen-on-images-of-the-fit",
+        "ConditionalGaussian.fit(images_NHWC[~is_left_out_N], patch_size, NOISES[0])",
+        "ConditionalGaussian.fit(images_NHWC, patch_size, NOISES[0])",
+        ("tests/evaluation/test_gaussian.py", "-k", "left_out"),
+    ),
+    # data/
+    Mutation(
+        "exif-turned-the-other-way",
+        "{2, 3, 7, 8}, {3, 4, 6, 7}, {5, 6, 7, 8}",
+        "{2, 3, 6, 7}, {3, 4, 7, 8}, {5, 6, 7, 8}",
+        ("tests/data/test_images.py",),
+    ),
+    Mutation(
+        "crc-is-not-compared",
+        "if zlib.crc32(self.label_N[index].tobytes(), zlib.crc32(content)) != self._crc32_N[index]:",
+        "if index in self.damaged:",
+        ("tests/data/test_stream.py",),
+    ),
+    Mutation(
+        "one-damaged-image-fewer-accepted",
+        "if len(replaced) > max_damaged:",
+        "if len(replaced) >= max_damaged:",
+        ("tests/data/test_damage.py",),
+    ),
+    Mutation(
+        "a-held-out-image-stands-in",
+        "if sound in self.damaged or not self._is_part_N[sound]:",
+        "if sound in self.damaged:",
+        ("tests/data/test_holdout.py",),
+    ),
+    Mutation(
+        "celeba-tests-on-the-validation-images",
+        '_SPLITS = {"train": "0", "val": "1", "test": "2"}',
+        '_SPLITS = {"train": "0", "val": "2", "test": "1"}',
+        ("tests/data/test_celeba.py",),
+    ),
+    Mutation(
+        "sidecar-of-another-recipe-counts",
+        "if sidecar is None or sidecar.recipe() != recipe or sidecar.shard.images != images:",
+        "if sidecar is None or sidecar.shard.images != images:",
+        ("tests/trainer/test_encoding.py",),
+    ),
+    Mutation(
+        "folder-without-val",
+        '"val": ("val", "valid", "validation", "dev"),',
+        '"val": ("valid", "validation", "dev"),',
+        ("tests/data/test_folder.py",),
+    ),
+    Mutation(
+        "pipe-is-a-folder",
+        're.match(r"pipe:|[a-z][a-z0-9+.-]*://"',
+        're.match(r"[a-z][a-z0-9+.-]*://"',
+        ("tests/launch/test_faults.py", "-k", "no_folder"),
+    ),
+    # trainer/
+    Mutation(
+        "ranks-read-the-same-images",
+        "local_positions(first, size, groups, micro * world.size + world.rank, accumulation * world.size)",
+        "local_positions(first, size, groups, micro * world.size, accumulation * world.size)",
+        ("tests/launch/test_ranks.py", "-k", "srun and accelerate"),
+    ),
+    Mutation(
+        "checkpoint-is-named-before-its-manifest",
+        '    write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())\n'
+        "    if final.exists():  # the same images again, after a resume from an earlier one\n"
+        "        _remove(final)\n"
+        "    aside.rename(final)\n",
+        "    if final.exists():\n"
+        "        _remove(final)\n"
+        "    aside.rename(final)\n"
+        '    write_aside(final / "manifest.json", json.dumps(manifest, indent=1).encode())\n',
+        ("tests/launch/test_faults.py", "-k", "manifest"),
+    ),
+    Mutation(
+        "checkpoint-is-verified-by-size-alone",
+        "if size != expected.bytes or _fingerprint(path / name) != expected.model_dump():",
+        "if size != expected.bytes:",
+        ("tests/trainer/test_checkpoint.py",),
+    ),
+    Mutation(
+        "the-worst-checkpoints-are-kept",
+        "first(sorted(scores, key=scores.get)[::-1], config.keep_best)",
+        "first(sorted(scores, key=scores.get), config.keep_best)",
+        ("tests/trainer/test_checkpoint.py",),
+    ),
+    Mutation(
+        "half-life-in-steps",
+        "return 0.5 ** (batch_size / halflife) if halflife else 0.0",
+        "return 0.5 ** (1 / halflife) if halflife else 0.0",
+        ("tests/trainer/test_schedule.py",),
+    ),
+    Mutation(
+        "accumulated-gradients-are-a-sum",
+        "self.accelerator.backward(loss / len(batches))",
+        "self.accelerator.backward(loss)",
+        ("tests/trainer/test_engine.py", "-k", "accumulation"),
+    ),
+    Mutation(
+        "deepspeed-does-not-clip",
+        '"gradient_clipping": max_grad_norm or 0.0,',
+        '"gradient_clipping": 0.0,',
+        ("tests/trainer/test_engine.py", "-k", "clipped"),
+    ),
+    Mutation(
+        "cosine-counts-the-warm-up",
+        "progress = min(1.0, max(0, images - start) / max(1, total_images - start))",
+        "progress = min(1.0, images / max(1, total_images))",
+        ("tests/trainer/test_schedule.py",),
+    ),
+    Mutation(
+        "muon-without-momentum",
+        "torch._foreach_lerp_(momenta, gradients, 1 - self._momentum)",
+        "torch._foreach_lerp_(momenta, gradients, 1.0)",
+        ("tests/trainer/engines/test_optimizers.py",),
+    ),
+    Mutation(
+        "muon-takes-q-k-and-v-for-one-matrix",
+        "name: (3, rows // 3, columns) if",
+        "name: (1, rows, columns) if",
+        ("tests/trainer/test_golden_losses.py",),
+    ),
+    Mutation(
+        "connected-sets-are-not",
+        "connected_BL = torch.where(shape_rank_BL < n_S_B[:, None], shape_rank_BL, patches + rank_BL)",
+        "connected_BL = rank_BL",
+        ("tests/model/test_masks.py",),
+    ),
+    Mutation(
+        "zero-3-drops-the-weights-it-loads",
+        "deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=self.stage == 3)",
+        "deepspeed.zero.GatheredParameters([p], modifier_rank=None, enabled=self.stage == 3)",
+        ("tests/trainer/test_engine.py", "-k", "full_state"),
+    ),
+    Mutation(
+        "a-gradient-that-is-not-finite-is-applied",
+        "skipped = is_invalid(*means.values())",
+        'skipped = is_invalid(means["loss"])',
+        ("tests/trainer/test_engine.py", "-k", "not_finite"),
+    ),
+    Mutation(
+        "skipped-steps-count-though-not-in-a-row",
+        "                self.last_skipped.clear()\n                require_finite(line)\n",
+        "                require_finite(line)\n",
+        ("tests/trainer/test_metrics.py",),
+    ),
+    Mutation(
+        "resume-with-another-objective",
+        'kept = ("method", "seed", "model.", "objective.", "data.patch_size", "data.holdout", "optimizer.name")',
+        'kept = ("method", "seed", "model.", "data.patch_size", "data.holdout", "optimizer.name")',
+        ("tests/trainer/test_resume.py",),
+    ),
+    Mutation(
+        "test-images-choose-the-checkpoint",
+        'return HOLDOUT if self.holdout else "test"',
+        'return "test"',
+        ("tests/trainer/test_holdout.py",),
+    ),
+    Mutation(
+        "unknown-keys-are-ignored",
+        'class Section(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):',
+        "class Section(BaseModel, frozen=True, allow_inf_nan=False):",
+        ("tests/trainer/test_config.py",),
+    ),
+    Mutation(
+        "device-seconds-of-one-rank",
+        'self._numbers["device_seconds", ()] += seconds * line["world_size"]',
+        'self._numbers["device_seconds", ()] += seconds',
+        ("tests/monitoring/test_exposition.py",),
+    ),
+    Mutation(
+        "in-painting-scored-on-the-whole-image",
+        "return (value * missing_BHW).sum((-1, -2)) / size_B",
+        "return value.mean((-1, -2))",
+        ("tests/trainer/test_assessment.py", "-k", "missing_part"),
+    ),
+    Mutation(
+        "nearest-neighbour-sees-what-is-missing",
+        "distance_BN = known_BP @ other_NP.square().T - 2 * x_BP @ other_NP.T",
+        "distance_BN = other_NP.square().sum(1) - 2 * x_BP @ other_NP.T",
+        ("tests/trainer/test_assessment.py", "-k", "nearest"),
+    ),
+    Mutation(
+        "replayed-steps-keep-their-noise",
+        "            buffer.x_BLD.copy_(batch.x_BLD)\n            buffer.index_B.copy_(batch.index_B)\n",
+        "            buffer.x_BLD.copy_(batch.x_BLD)\n",
+        ("tests/trainer/test_cuda_graphs.py",),
+    ),
+    Mutation(
+        "in-painting-is-measured-on-all-images",
+        "count = min(images, evaluator.most_images or images)",
+        "count = images",
+        ("tests/trainer/test_evaluation.py",),
+    ),
+    Mutation(
+        "one-draw-for-the-mean-of-all",
+        "filled_KBHWC.mean(0, keepdim=True)",
+        "filled_KBHWC[:1]",
+        ("tests/trainer/test_assessment.py", "-k", "standard_masks"),
+    ),
+    Mutation(
+        "density-of-less-than-the-variance-of-the-model",
+        "gaussian.with_noise(max(gaussian.noise, vae.variance * gaussian.channels / 3))",
+        "gaussian",
+        ("tests/trainer/test_assessment.py", "-k", "variance_of_the_model"),
+    ),
+    # launch/
+    Mutation(
+        "data-wait-as-a-share-of-the-steps",
+        'phase=~"data|step"}[1m])',
+        'phase="step"}[1m])',
+        ("tests/monitoring/test_prometheus.py", "-k", "unit"),
+    ),
+    Mutation(
+        "options-of-sbatch-without-quotes",
+        'lines += [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]',
+        'lines += [f"#SBATCH --{key}={value}" for key, value in options.items()]',
+        ("tests/slurm/test_slurm.py", "-k", "any_name"),
+    ),
+    Mutation(
+        "one-restart-fewer",
+        '[ "$fruitless" -le "$restarts" ] && return',
+        '[ "$fruitless" -lt "$restarts" ] && return',
+        ("tests/slurm/test_slurm.py", "-k", "never_gets_anywhere"),
+    ),
+    Mutation(
+        "a-stopped-run-ends-as-if-done",
+        "        )\n        return REQUEUE\n",
+        "        )\n        return 0\n",
+        ("tests/launch/test_faults.py", "-k", "SIGTERM and accelerate"),
+    ),
+    Mutation(
+        "an-interrupt-ends-like-a-lost-rank",
+        "_leave(130)",
+        "_leave(LOST)",
+        ("tests/launch/test_prepare.py", "-k", "interrupt"),
+    ),
+    Mutation(
+        "patch-ae-starts-with-another-decoder",
+        "transpose.weight.copy_(layer.weight if turned else layer.weight.transpose(0, 1))",
+        "transpose.weight.copy_(-layer.weight if turned else layer.weight.transpose(0, 1))",
+        ("tests/model/test_patch_autoencoder.py",),
+    ),
+    Mutation(
+        "zero-3-takes-the-first-piece-everywhere",
+        "start = dist.get_rank() * piece",
+        "start = 0 * piece",
+        ("tests/trainer/engines/test_pieces.py",),
+    ),
+    Mutation(
+        "a-jump-of-the-rates-is-not-said",
+        "if abs(was - now) > 0.01:",
+        "if abs(was - now) > 1.01:",
+        ("tests/trainer/test_before.py",),
+    ),
+)
