@@ -2,8 +2,7 @@
 
 Writes evaluation.json and evaluation.html into the run's reports: ELBOs, importance-weighted bounds, in-painting beside
 its baselines (among them the closed-form Gaussian) for four standard masks and four kinds of masks, diversity, linear
-probes, active units. Works under torchrun, deepspeed and
-accelerate launch: every process takes its share of the images.
+probes, active units. Works under torchrun, deepspeed and accelerate launch: every process takes its share.
 """
 
 import sys

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         say(f"error: {error}; {last_step(config)}; go on with --resume auto", by_each=True)
         return LOST
     except NonFiniteError as error:
-        say(f"error: {error}; go on with --resume auto and a lower optimizer.learning_rate")
+        say(f"error: {error}; go on with --resume auto and lower learning rates (optimizer.*)")
         return NON_FINITE
 
 

@@ -1,11 +1,11 @@
-"""How PatchAE starts: all but linear, its decoder the transpose of its encoder.
+"""How PatchAE starts: nearly linear, its decoder the transpose of its encoder.
 
-A narrow network of nonlinear layers takes long to learn to let a picture pass. Here it nearly does so at the start:
+A narrow network of nonlinear layers takes long to learn to let a picture pass. Here it starts with a blurred one:
 
 - Channels between two layers come in pairs (y, -y), and the layer behind their SiLU takes the difference of a pair,
   which is y: silu(y) - silu(-y) = y.
 - Behind a GroupNorm, constants (b, b, -b, -b) that are added to such channels make up nearly all of a group's
-  deviation, so that the norm divides by b whatever the picture is. Its own weight and bias undo both.
+  deviation, so that the norm divides by about b whatever the picture is. Its own weight and bias undo both.
 - The last activation of the encoder has no pairs, for the code needs every channel. It works about the point where
   SiLU bends least.
 - The weights of the convolutions are random and orthogonal, in the central taps of a kernel, 0 elsewhere.

@@ -93,8 +93,8 @@ def plan_order(
     """The places of a batch whose B samples are the plan's groups one after the other, in equal shares.
 
     Returns the places of each sample, first S, then T, (B, L) int64, and |S| and |T|, (B,) int64. S and T lie anywhere,
-    as `place_order` has them; but in a random share of the samples S is connected: a half-plane, a block, or all but a
-    block. T lies anywhere outside S even then.
+    as `place_order` has them; but in a random share of the samples S is connected: a half-plane, a block, or what a
+    block leaves, which is in several corners where it is little. T lies anywhere outside S even then.
     """
     per_group = len(index_B) // len(plan.groups)
     # Made on the device: a list would be sent there, for which the host waits.

@@ -11,7 +11,7 @@ from data.section import Section
 from model.biglearn import BigLearnModel
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ObjectiveConfig(Section):
@@ -19,7 +19,7 @@ class ObjectiveConfig(Section):
 
     beta: float = Field(0.01, ge=0, allow_inf_nan=False)  # weight of the KL: at the end, and in every evaluation
     beta_start: float | None = Field(None, gt=0)  # at the beginning; null: beta all the time
-    beta_images: tuple[Count, Count] = (0, 0)  # between these, beta_start grows to beta by a constant factor
+    beta_range: tuple[Share, Share] = (0.3, 0.7)  # the shares of a run between which beta_start grows to beta
     s_beta: tuple[Positive, Positive] = (0.5, 3.0)  # S-ratio ~ Beta(a, b)
     t_beta: tuple[Positive, Positive] = (3.0, 0.5)  # T-ratio ~ Beta(a, b)
     joint_probability: float = Field(0, ge=0, le=1)  # extra share of the joint task (S empty, T everything)
@@ -29,9 +29,11 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _grows(self):
-        first, last = self.beta_images
+        first, last = self.beta_range
         if self.beta_start is not None and not (first <= last and self.beta > 0):
-            raise ValueError("beta_start grows to beta between the two beta_images: give them in order, and beta > 0")
+            raise ValueError(
+                "beta_start grows to beta between the two shares of beta_range: give them in order, and beta > 0"
+            )
         return self
 
 

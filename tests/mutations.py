@@ -369,8 +369,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a-jump-of-the-rates-is-not-said",
-        "if abs(was - now) > 0.01:",
-        "if abs(was - now) > 1.01:",
+        "if any(abs(before - after) > 0.01 * max(before, after)",
+        "if any(abs(before - after) > 1.01 * max(before, after)",
         ("tests/trainer/test_before.py",),
     ),
 )

@@ -29,7 +29,7 @@ OF_BEFORE = {
     "model.residual_init": "xavier",
     "objective.beta_start": None,
     "objective.connected_share": 0.0,
-    "objective.beta_images": [0, 0],
+    "objective.beta_range": [0.3, 0.7],
     "optimizer.name": "adamw",
 }
 
@@ -75,6 +75,14 @@ class Config(Section):
             raise ValueError(
                 f"codes are {coded[1]} values of patches of {coded[0]}: set data.code_dim={coded[1]}"
                 f" data.patch_size={coded[0]}, or data.code_dim=null to learn pixels"
+            )
+        if (
+            self.schedule.warmup_images + self.schedule.decay_images > self.train.total_images
+            and self.schedule.decay_images
+        ):
+            raise ValueError(
+                f"schedule.warmup_images={self.schedule.warmup_images} and schedule.decay_images="
+                f"{self.schedule.decay_images} are more than train.total_images={self.train.total_images}: shorten them"
             )
         head_width = self.model.embed_dim // self.model.num_heads
         if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:

@@ -1,7 +1,6 @@
 """ZeRO stages 0 to 3 through DeepSpeed's engine."""
 
 import logging
-import warnings
 
 import deepspeed
 import torch
@@ -22,7 +21,6 @@ from trainer.world import World
 # The shared-memory collectives for CPU ranks would be compiled at the first run (a minute); gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 deepspeed.utils.logger.setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # DeepSpeed's own calls
 
 
 class DeepSpeedEngine(Engine):

@@ -271,7 +271,7 @@ class _Encoder:
             if not np.isfinite(code_BLC).all():
                 raise UserError(
                     f"codes of the {job.split} images {first} to {last - 1} are not finite in float16: the PatchAE has"
-                    " diverged, train it again with a lower optimizer.learning_rate"
+                    " diverged, train it again with lower learning rates (optimizer.*)"
                 )
             moments.append(moments_of(code_BLC.reshape(-1, code_BLC.shape[-1])))
             advance(last - first)

@@ -1,6 +1,7 @@
 """The one interface between the loop and what spreads a step over processes."""
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,10 @@ from data.section import Section
 from model.masks import Plan
 from trainer.schedule import Rates
 from trainer.world import World
+
+warnings.filterwarnings(
+    "ignore", "`torch.distributed.* is deprecated", FutureWarning
+)  # newer names are not in every torch
 
 
 class EngineConfig(Section):

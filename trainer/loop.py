@@ -100,8 +100,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             stopped, damaged, writing = world.max_over_ranks(stop.signal is not None, damaged, writer.is_writing)
             due = partial(_is_due, before=before, images=images, total_images=config.total_images)
             owes_checkpoint = owes_checkpoint or due(config.checkpoint.every_images)
-            known = {"learning_rate": rates.learning * config.optimizer.learning_rate, "beta": rates.beta}
-            known |= {"damaged_images": damaged, "world_size": world.size, **of_phases}
+            known = {"learning_rate": rates.learning * config.optimizer.learning_rate, "world_size": world.size}
+            known |= {"damaged_images": damaged, **of_phases}
+            known |= {"beta": rates.beta} if "kl" in terms else {}
             metrics.record_step(step, images, terms, **known)
             if stopped or owes_checkpoint:
                 metrics.flush()

@@ -238,8 +238,9 @@ def _filling_text(reports: Reports) -> str:
     report = next(iter(reports.values()))
     fitted, images = report["gaussian"], report["filling"][0]["images"]
     return (
-        f"<p>Mean squared error a pixel of the missing part of {images:,} test images (± standard error): seen is a "
-        "random half of the patches, a random fifth, all but the middle half of the rows and columns, the upper half. "
+        f"<p>Mean squared error a pixel of the missing part of {images:,} {_split(reports)} images (± standard error). "
+        "Seen is a random half of the patches, a random fifth, all but the middle half of the rows and columns, the "
+        "upper half. "
         "The mean of many draws is the conditional mean that a model believes in, which compares with that of the "
         f"Gaussian, in closed form: of {fitted['images']:,} training images, with {fitted['components']:,} components "
         f"and a noise of {fitted['noise']:g}, which is best for training images that the fit left out.</p>"

@@ -22,7 +22,7 @@ from model.codec import PatchCodec
 from trainer.build import Parts
 from trainer.checkpoint import Checkpoint, State, newest_whole
 from trainer.config import OF_BEFORE, Config, load_config
-from trainer.schedule import learning_share
+from trainer.schedule import beta_at, learning_share
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +55,14 @@ def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None
             for name, shape in shapes.items():
                 tensors[kind][name] = tensors[kind][name] if checkpoint else torch.empty(shape)
                 dist.broadcast(tensors[kind][name], src=0, group=world.control)
-        engine.load_full_state(tensors, state.step)
+        engine.load_full_state(tensors, state.step - state.skipped_steps)
     return state
 
 
 def warn_of_jump(config: Config, before: Path, images: int) -> None:
-    """Log it when the learning rates do not go on after `images` images where the configuration `before` has them.
+    """Log it when rates or beta do not go on after `images` images where the configuration `before` has them.
 
-    A schedule that ends follows the length of the run, so that another total_images moves all of it.
+    Schedules follow the length of the run, so that another total_images moves all of them.
     """
     try:
         earlier = load_config(before) if images else None
@@ -70,14 +70,24 @@ def warn_of_jump(config: Config, before: Path, images: int) -> None:
         earlier = None
     if not earlier:
         return
-    was, now = (learning_share(c.schedule, images, c.train.batch_size, c.train.total_images) for c in (earlier, config))
-    if abs(was - now) > 0.01:
+    was, now = (_rates(each, images) for each in (earlier, config))
+    if any(abs(before - after) > 0.01 * max(before, after) for before, after in zip(was, now, strict=True)):
+        ours, theirs = config.flat(), earlier.flat()
+        of_rates = ("optimizer.", "schedule.", "train.batch_size", "train.total_images")
+        differ = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key]]
         log.warning(
-            "after %s images the learning rates go on at %.0f%% of their full values, not at %.0f%% as in the run:"
-            " schedule.name=%s with train.total_images=%d follows this run's length, which was %d",
-            f"{images:,}", 100 * now, 100 * was, config.schedule.name, config.train.total_images,
-            earlier.train.total_images,
+            "after %s images the learning rate goes on at %.3g and beta at %.3g,"
+            " where the run had them at %.3g and %.3g (%s)", f"{images:,}", now[0], now[-1], was[0], was[-1],
+            ", ".join(each for each in differ if each.startswith(of_rates)),
         )  # fmt: skip
+
+
+def _rates(config: Config, images: int) -> tuple[float, float, float]:
+    """AdamW's rate, Muon's, and beta, of the step after `images` images."""
+    batch_size, total_images = config.train.batch_size, config.train.total_images
+    share = learning_share(config.schedule, images, batch_size, total_images)
+    beta = beta_at(config.objective, images, total_images)
+    return share * config.optimizer.learning_rate, share * config.optimizer.muon.learning_rate, beta
 
 
 def _refuse_another(

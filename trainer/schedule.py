@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.section import Section
 from model.objective import ObjectiveConfig
@@ -23,10 +23,11 @@ class ScheduleConfig(Section):
     decay_images: int = Field(0, ge=0)  # of wsd
     final_share: float = Field(0.0, ge=0, le=1)
 
-    @property
-    def has_end(self) -> bool:
-        """Whether the rates depend on the length of the run."""
-        return self.name != "constant"
+    @model_validator(mode="after")
+    def _decays(self):
+        if (self.name == "wsd") != (self.decay_images > 0):
+            raise ValueError("decay_images is the length of the decay of schedule.name=wsd: give both or neither")
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def ema_decay(optimizer: OptimizerConfig, images: int, batch_size: int) -> float
     return 0.5 ** (batch_size / halflife) if halflife else 0.0
 
 
-def beta_at(objective: ObjectiveConfig, images: int) -> float:
+def beta_at(objective: ObjectiveConfig, images: int, total_images: int) -> float:
     """β of the step that starts after `images` images: beta_start, then growing by a constant factor to beta."""
-    first, last = objective.beta_images
+    first, last = (share * total_images for share in objective.beta_range)
     if objective.beta_start is None or images >= last:
         return objective.beta
-    progress = max(0, images - first) / max(1, last - first)
+    progress = max(0.0, images - first) / max(1.0, last - first)
     return objective.beta_start * (objective.beta / objective.beta_start) ** progress

@@ -74,7 +74,7 @@ def test_what_is_exported_never_goes_back(tiny, world, monkeypatch):
 
 def test_step_k_gets_plan_k_its_rates_and_its_share_of_the_sequence(tiny, world, monkeypatch):
     schedules = ("schedule.name=cosine", "schedule.warmup_images=32", "objective.beta_start=0.001")
-    config = tiny(*schedules, "objective.beta_images=[16, 48]", "train.max_steps=5")
+    config = tiny(*schedules, "objective.beta_range=[0.16666666666666666, 0.5]", "train.max_steps=5")
     steps = []
 
     def remember(self, batches, plan, rates):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.batch import Batch
 from data.errors import NonFiniteError, UserError
 from tests.trainer.test_checkpoint import forge
 from trainer.build import build_parts
@@ -55,6 +56,24 @@ def test_all_tensors_come_back(saved, world):
     for kind in before:
         assert all(torch.equal(before[kind][name], after[kind][name]) for name in parts.engine.kinds[kind])
         assert any(value.any() for value in after[kind].values())
+
+
+def test_a_step_that_was_skipped_counts_for_no_optimizer(saved, world, tmp_path):
+    config, parts, _ = saved
+    batch = parts.train_stream.read(torch.arange(16))
+    broken = Batch(batch.x_BLD * float("nan"), batch.index_B)
+    parts.engine.step([broken], parts.copy.plans[1], RATES)
+    writer = CheckpointWriter(tmp_path / "on", config.checkpoint, parts.engine, parts.shapes)
+    shared = identity(config, parts.index, parts.codec)
+    writer.start(State(images=32, step=2, skipped_steps=1, identity=shared))
+    writer.finish()
+    fresh = build_parts(config, world)
+    restore(fresh, tmp_path / "on", shared)
+    weights = []
+    for engine in (parts.engine, fresh.engine):
+        engine.step([batch], parts.copy.plans[2], RATES)
+        weights.append(engine.full_state("weights")["weights"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(

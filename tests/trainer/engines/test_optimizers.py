@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.engines.optimizers import muon
 from trainer.engines.optimizers.config import MuonConfig, OptimizerConfig
 from trainer.engines.optimizers.muon import newton_schulz, orthogonalise
 from trainer.engines.optimizers.optimizer import Optimizer
@@ -166,3 +167,15 @@ def test_rates_that_a_graph_reads_stay_where_they_are(name):
         return [*steps, [optimizer.state[p]["ema"] for p in module.parameters()]]
 
     torch.testing.assert_close(steps_of(True), steps_of(False))
+
+
+def test_ranks_exchange_contiguous_matrices(monkeypatch):
+    """NCCL takes nothing else; a tall matrix is computed as its transpose."""
+    exchanged = []
+    monkeypatch.setattr(muon.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(muon.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(muon.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(muon.dist, "all_gather_into_tensor", lambda out, mine: exchanged.append(mine))
+    orthogonalise([torch.randn(3, 8, 4)])
+    assert [mine.shape for mine in exchanged] == [(2, 8, 4)]
+    assert all(mine.is_contiguous() for mine in exchanged)

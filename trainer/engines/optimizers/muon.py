@@ -74,7 +74,7 @@ def _shared(batch_NRC: Tensor) -> Tensor:
     world_size, count = dist.get_world_size(), len(batch_NRC)
     share = -(-count // world_size)
     padded_NRC = torch.cat([batch_NRC, batch_NRC.new_zeros(share * world_size - count, *batch_NRC.shape[1:])])
-    mine_NRC = newton_schulz(padded_NRC[dist.get_rank() * share :][:share])
+    mine_NRC = newton_schulz(padded_NRC[dist.get_rank() * share :][:share]).contiguous()  # NCCL takes nothing else
     dist.all_gather_into_tensor(padded_NRC, mine_NRC)
     return padded_NRC[:count]
 

@@ -28,8 +28,8 @@ class Rule(ABC):
     ) -> None:
         """Update parameters, which have a gradient each, and their states in place.
 
-        states: by name the MOMENTS, and `step`, the number of steps that were made. pieces: how each parameter holds
-        the matrices of the trunk; none for other parameters. lr: the rate of this step. decay: the decoupled weight
-        decay, a share of lr. skip: float32 scalar; where it is 1 nothing must change, and the gradients may not be
-        finite.
+        states: by name the MOMENTS, and `step`, in which AdamW's kernel counts its steps. pieces: how each parameter
+        holds the matrices of the trunk; none for other parameters. lr: the rate of this step. decay: the decoupled
+        weight decay, a share of lr. skip: float32 scalar; where it is 1 nothing must change, and the gradients may not
+        be finite.
         """
