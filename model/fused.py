@@ -234,4 +234,4 @@ def _terms(model: BigLearnModel, answers_NE: Tensor, groups: list[_Group], distr
     of_groups = error_N.split([len(group.x_BND) * group.n_T for group in groups])
     sse_B = torch.cat([e_N.view(-1, group.n_T).sum(1) for e_N, group in zip(of_groups, groups, strict=True)])
     q_p = (distributions.mu_q, distributions.logvar_q, distributions.mu_p, distributions.logvar_p)
-    return ElboTerms(-0.5 * sse_B, gaussian_kl(*q_p), distributions.mu_q)
+    return ElboTerms(-0.5 * sse_B, gaussian_kl(*q_p), distributions.mu_q, distributions.logvar_q)

@@ -1,6 +1,6 @@
 """The objective: eq. (7) of the paper as one function of (S, T). Eqs. (1), (4), (5), (6) are cases of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -41,15 +41,21 @@ class ObjectiveConfig(Section):
 class ElboTerms:
     """For each sample: reconstruction_B = -½ SSE over the pixels of x_T, and kl_B, both float32 in nats.
 
-    mu_BZ: mean of the posterior p(z | x_{S∪T}).
+    mu_BZ, logvar_BZ: of the posterior p(z | x_{S∪T}).
     """
 
     reconstruction_B: Tensor
     kl_B: Tensor
     mu_BZ: Tensor
+    logvar_BZ: Tensor
 
     def elbo_B(self, beta: float | Tensor) -> Tensor:
         return self.reconstruction_B - beta * self.kl_B
+
+    def with_standard_prior(self) -> "ElboTerms":
+        """The same with N(0, I) for p(z | x_S): another KL alone."""
+        nothing_BZ = torch.zeros_like(self.mu_BZ)
+        return replace(self, kl_B=gaussian_kl(self.mu_BZ, self.logvar_BZ, nothing_BZ, nothing_BZ))
 
 
 def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
@@ -81,4 +87,4 @@ def elbo_terms(
     z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
     error_BLD = (model.decode(z_BZ, x_BLD, observed_BL) - x_BLD).square()
     sse_B = (error_BLD.sum(-1) * target_BL).sum(-1)
-    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p), mu_q)
+    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p), mu_q, logvar_q)

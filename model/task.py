@@ -133,16 +133,15 @@ class BigLearnTask(nn.Module):
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
         nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
 
-        def terms(observed_BL, target_BL, standard_prior):
-            return elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=standard_prior)
+        def terms(observed_BL, target_BL):
+            return elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=self.standard_prior)
 
         drawn_S_and_T = drawn_masks(self.objective, index_B, self.model.patches, EVALUATION_SEED)
-        joint = terms(nothing_BL, ~nothing_BL, self.standard_prior)
-        with_standard_prior = joint if self.standard_prior else terms(nothing_BL, ~nothing_BL, True)
+        joint = terms(nothing_BL, ~nothing_BL)
         elbos = {
-            "biglearn_elbo": terms(*drawn_S_and_T, self.standard_prior),
+            "biglearn_elbo": terms(*drawn_S_and_T),
             "joint_elbo": joint,
-            "joint_elbo_standard_prior": with_standard_prior,
+            "joint_elbo_standard_prior": joint.with_standard_prior(),
         }
         return {
             **{name: found.elbo_B(self.objective.beta) for name, found in elbos.items()},
