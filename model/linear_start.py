@@ -35,9 +35,8 @@ def start_convolutions(convolutions: list[nn.Conv2d], transposes: list[nn.Conv2d
         if paired_in:
             basis_OIHW = _pairs(basis_OIHW, 1)
         central_OIHW.copy_(_pairs(basis_OIHW, 0) if paired_out else basis_OIHW)
-        turned = isinstance(
-            transpose, nn.ConvTranspose2d
-        )  # whose weight has the input's channels first, as a transpose
+        # The weight of a transposed convolution has its input's channels first, and so is a transpose as it stands.
+        turned = isinstance(transpose, nn.ConvTranspose2d)
         transpose.weight.copy_(layer.weight if turned else layer.weight.transpose(0, 1))
 
 

@@ -369,8 +369,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a-jump-of-the-rates-is-not-said",
-        "if any(abs(before - after) > 0.01 * max(before, after)",
-        "if any(abs(before - after) > 1.01 * max(before, after)",
+        "if any(abs(old - new) > 0.01 * max(old, new)",
+        "if any(abs(old - new) > 1.01 * max(old, new)",
         ("tests/trainer/test_before.py",),
     ),
 )

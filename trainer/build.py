@@ -235,11 +235,15 @@ def open_stream(
 
 def step_inputs(config: Config, plans: tuple[Plan, ...], images: int, step: int) -> tuple[Plan, Rates]:
     """Plan and rates of the step that starts after `images` images and `step` steps."""
-    batch_size = config.train.batch_size
-    total_images = config.train.total_images
+    return plans[step % len(plans)], rates_at(config, images)
+
+
+def rates_at(config: Config, images: int) -> Rates:
+    """What the schedules give for the step that starts after `images` images."""
+    batch_size, total_images = config.train.batch_size, config.train.total_images
     learning = learning_share(config.schedule, images, batch_size, total_images)
     average = ema_decay(config.optimizer, images, batch_size)
-    return plans[step % len(plans)], Rates(learning, average, beta_at(config.objective, images, total_images))
+    return Rates(learning, average, beta_at(config.objective, images, total_images))
 
 
 def micro_batches(stream: Stream, config: Config, images: int, groups: int, world: World) -> Iterator[list[Batch]]:

@@ -76,13 +76,11 @@ class Config(Section):
                 f"codes are {coded[1]} values of patches of {coded[0]}: set data.code_dim={coded[1]}"
                 f" data.patch_size={coded[0]}, or data.code_dim=null to learn pixels"
             )
-        if (
-            self.schedule.warmup_images + self.schedule.decay_images > self.train.total_images
-            and self.schedule.decay_images
-        ):
+        warmup, decay, total = self.schedule.warmup_images, self.schedule.decay_images, self.train.total_images
+        if decay and warmup + decay > total:
             raise ValueError(
-                f"schedule.warmup_images={self.schedule.warmup_images} and schedule.decay_images="
-                f"{self.schedule.decay_images} are more than train.total_images={self.train.total_images}: shorten them"
+                f"schedule.warmup_images={warmup} and schedule.decay_images={decay} are more than"
+                f" train.total_images={total}: shorten them"
             )
         head_width = self.model.embed_dim // self.model.num_heads
         if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:

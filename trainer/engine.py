@@ -19,9 +19,8 @@ from model.masks import Plan
 from trainer.schedule import Rates
 from trainer.world import World
 
-warnings.filterwarnings(
-    "ignore", "`torch.distributed.* is deprecated", FutureWarning
-)  # newer names are not in every torch
+# The newer names of its collectives are not in every torch that is supported.
+warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
 
 
 class EngineConfig(Section):

@@ -19,10 +19,9 @@ import torch.distributed as dist
 from data.errors import UserError
 from data.index import Index
 from model.codec import PatchCodec
-from trainer.build import Parts
+from trainer.build import Parts, rates_at
 from trainer.checkpoint import Checkpoint, State, newest_whole
 from trainer.config import OF_BEFORE, Config, load_config
-from trainer.schedule import beta_at, learning_share
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def warn_of_jump(config: Config, before: Path, images: int) -> None:
     if not earlier:
         return
     was, now = (_rates(each, images) for each in (earlier, config))
-    if any(abs(before - after) > 0.01 * max(before, after) for before, after in zip(was, now, strict=True)):
+    if any(abs(old - new) > 0.01 * max(old, new) for old, new in zip(was, now, strict=True)):
         ours, theirs = config.flat(), earlier.flat()
         of_rates = ("optimizer.", "schedule.", "train.batch_size", "train.total_images")
         differ = [f"{key} {theirs[key]} -> {ours[key]}" for key in ours if ours[key] != theirs[key]]
@@ -84,10 +83,8 @@ def warn_of_jump(config: Config, before: Path, images: int) -> None:
 
 def _rates(config: Config, images: int) -> tuple[float, float, float]:
     """AdamW's rate, Muon's, and beta, of the step after `images` images."""
-    batch_size, total_images = config.train.batch_size, config.train.total_images
-    share = learning_share(config.schedule, images, batch_size, total_images)
-    beta = beta_at(config.objective, images, total_images)
-    return share * config.optimizer.learning_rate, share * config.optimizer.muon.learning_rate, beta
+    rates, optimizer = rates_at(config, images), config.optimizer
+    return rates.learning * optimizer.learning_rate, rates.learning * optimizer.muon.learning_rate, rates.beta
 
 
 def _refuse_another(

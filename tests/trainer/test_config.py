@@ -73,6 +73,7 @@ def test_default_run_directory_names_configuration_and_method(root):
         ("optimizer.muon.learning_rate=0", "optimizer.muon.learning_rate: Input should be greater than 0"),
         ("optimizer.muon.learning_rate=fast", "optimizer.muon.learning_rate: Input should be a valid number"),
         ("optimizer.muon.rate=1", "unknown key optimizer.muon.rate; did you mean optimizer.muon?"),
+        ("schedule.name=wsd", "give both or neither"),
         ("objective.beta_start=0", "objective.beta_start: Input should be greater than 0"),
     ],
 )
@@ -137,3 +138,8 @@ def test_attention_in_one_launch_needs_a_gpu_and_fitting_heads(tiny, world):
     fitting = ("engine.attention=triton", "model.num_heads=4", "model.embed_dim=64")
     with pytest.raises(UserError, match=r"needs a GPU: set engine\.attention=sdpa"):
         build_parts(tiny(*fitting), world)
+
+
+def test_a_decay_longer_than_the_run_is_refused(tiny):
+    with pytest.raises(UserError, match="schedule.decay_images=97 are more than train.total_images=96"):
+        tiny("schedule.name=wsd", "schedule.decay_images=97")
