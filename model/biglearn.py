@@ -34,6 +34,7 @@ class ModelConfig(Section):
     mask_tokens: Literal["dense", "query_only"] = "query_only"
     logvar_limit: float = Field(10, gt=0)  # log variances are clamped to [-limit, limit]
     residual_init: Literal["zero", "xavier"] = "zero"  # of the weights through which a block adds to what passes it
+    input_scale: float = Field(1.0, gt=0)  # of the patches where they enter; a position is 0.7 in root mean square
 
     @model_validator(mode="after")
     def _divisible(self):
@@ -49,8 +50,9 @@ class TokenEmbedding(nn.Module):
     last token is z, either as a question (z_query) or as an input (z_embed).
     """
 
-    def __init__(self, token_dim: int, patches: int, embed_dim: int, latent_dim: int):
+    def __init__(self, token_dim: int, patches: int, embed_dim: int, latent_dim: int, input_scale: float):
         super().__init__()
+        self.input_scale = input_scale
         self.patch_embed = nn.Linear(token_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         self.z_query = nn.Parameter(torch.empty(embed_dim))
@@ -78,7 +80,7 @@ class TokenEmbedding(nn.Module):
         position_LE = self.position_LE.to(dtype)
         rows = []
         if x_ND is not None:
-            rows.append(self.patch_embed(x_ND.to(dtype)) + position_LE[place_N])
+            rows.append(self.patch_embed(x_ND.to(dtype) * self.input_scale) + position_LE[place_N])
         if masked_place_N is not None:
             rows.append(self.mask_token + position_LE[masked_place_N])
         if z_BZ is not None:
@@ -94,7 +96,7 @@ class BigLearnModel(nn.Module):
         super().__init__()
         width, z, ratio = config.embed_dim, config.latent_dim, config.mlp_ratio
         self.config, self.method, self.patches = config, method, patches
-        self.embed = TokenEmbedding(token_dim, patches, width, z)
+        self.embed = TokenEmbedding(token_dim, patches, width, z, config.input_scale)
         if method == "biglearn_u":
             self.trunk = Trunk(config.encoder_depth + config.decoder_depth, width, config.num_heads, ratio)
         else:

@@ -196,3 +196,14 @@ def test_bf16_weights_give_float32_distributions():
     observed_BL, _ = subsets(3, 6, 1)
     mu_BZ, logvar_BZ = model.encode(x_BLD, observed_BL)
     assert {t.dtype for t in (mu_BZ, logvar_BZ, model.decode(mu_BZ, x_BLD, observed_BL))} == {torch.float32}
+
+
+def test_input_scale_multiplies_the_patches_where_they_enter():
+    plain = small_model("biglearn_u", "query_only")
+    config = plain.config.model_copy(update={"input_scale": 3.0})
+    scaled = BigLearnModel(config, "biglearn_u", token_dim=D, patches=L)
+    scaled.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        plain.embed.patch_embed.weight *= 3
+    x_BLD, (observed_BL, _) = images(), subsets(3, 5, 6)
+    torch.testing.assert_close(scaled.encode(x_BLD, observed_BL), plain.encode(x_BLD, observed_BL))
