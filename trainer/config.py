@@ -26,6 +26,7 @@ from trainer.values import Plain, is_null, override, read_mapping, typed
 # What a run that was written before there was a key had in its place, by dotted key.
 OF_BEFORE = {
     "data.holdout": 0,
+    "model.input_scale": 1.0,
     "model.residual_init": "xavier",
     "objective.beta_start": None,
     "objective.connected_share": 0.0,
