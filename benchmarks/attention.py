@@ -3,7 +3,7 @@
 rectangles     F.scaled_dot_product_attention for each rectangle (engine.attention=sdpa)
 cudnn          the same with the cuDNN backend
 varlen         torch.nn.attention.varlen: one call for the inner queries, one for those that read z, which are gathered
-kernel         model/triton_attention.py, one launch (engine.attention=triton)
+kernel         model/packed/triton_kernel.py, one launch (engine.attention=triton)
 
 The phases are those of the objective. Every way has its values and gradients compared with those of the rectangles
 before it is timed.
@@ -31,16 +31,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import machine
 from launch.cli import Parser, whole_number
-from model.biglearn import BigLearnModel, ModelConfig
-from model.fused import fused_elbo_terms
-from model.masks import Plan, make_plans, place_order
+from model.masks import Plan, make_plans
+from model.method import METHODS
 from model.objective import ObjectiveConfig
-from model.packed import Attend, Phase, attend_by_rectangles, attend_in_one_launch, sequence_table
+from model.packed.packing import pack
+from model.packed.plan import PackedLayer
+from model.packed.rectangles import attend_by_rectangles
+from model.transformer import Attend
 
 try:
-    from model import triton_attention
+    from model.packed import triton_kernel
 except ImportError:
-    triton_attention = None
+    triton_kernel = None
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
@@ -59,21 +61,11 @@ examples:
 """
 
 
-def phases_of(plan: Plan, batch: int) -> list[Phase]:
-    """The two phases that the objective makes of a plan: what it hands to the attention of a very small model."""
-    found = []
-
-    def attend(q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, phase: Phase, first: int, kept):
-        found.append(phase)
-        return attend_by_rectangles(q_QHK, k_NHK, v_NHK, phase, first, kept)
-
-    config = ModelConfig(embed_dim=4, encoder_depth=1, decoder_depth=1, num_heads=1, latent_dim=1)
-    model = BigLearnModel(config, "biglearn_u", 1, PATCHES)
-    order_BL = place_order(torch.arange(batch), PATCHES, seed=0)
-    x_BLD, noise_BZ = torch.zeros(batch, PATCHES, 1), torch.zeros(batch, 1)
-    with torch.no_grad():
-        fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, standard_prior=False, attend=attend)
-    return list(dict.fromkeys(found))
+def layers_of(plan: Plan, batch: int, device: str) -> list[PackedLayer]:
+    """A layer of each of the two phases that the objective makes of a plan."""
+    with torch.device(device):
+        packed = pack(plan, batch, PATCHES, dense=False, method=METHODS["biglearn_u"])
+    return [packed.encode.inner, packed.decode.inner]
 
 
 def cudnn(*args):
@@ -81,9 +73,9 @@ def cudnn(*args):
         return attend_by_rectangles(*args)
 
 
-def varlen(q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, phase: Phase, first: int, kept: tuple | None):
+def varlen(layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: tuple | None):
     """One call for the inner queries, which come first, and their own keys; one for what reads z too."""
-    index = _varlen_index(phase, q_QHK.device)
+    index = _varlen_index(layer)
     n, most = index["n_inner"], index["most_keys"]
     answers = []
     if n:
@@ -102,16 +94,15 @@ def varlen(q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, phase: Phase, first: int
         most + 1,
     )
     y_QHK = torch.cat([*answers, y_AHK.index_select(0, index["asking_places"])])
-    start = sum(stream.rows for stream in phase.streams[: phase.keep[0].number]) if phase.keep else 0
-    rows = slice(start, start + sum(stream.rows for stream in phase.keep))
+    rows = slice(layer.keep[0].start, layer.keep[-1].stop) if layer.keep else slice(0)
     return y_QHK, (k_NHK[rows], v_NHK[rows])
 
 
 @cache
-def _varlen_index(phase: Phase, device: torch.device) -> dict:
-    table_S8, most_keys, _ = sequence_table(phase, 0, device)
-    table = table_S8.tolist()
-    n_kept = sum(stream.rows for stream in phase.kept)
+def _varlen_index(layer: PackedLayer) -> dict:
+    table_S8, most_keys, _ = layer.sequences
+    table, device = table_S8.tolist(), table_S8.device
+    n_kept = sum(stream.rows for stream in layer.kept)
     asking = [[z, *range(start, start + n)] for _, _, z, start, n, *_ in table]
     keys = [[*range(start, start + n), n_kept + z] for *_, start, n, z in table]
     asking_rows = torch.tensor([*chain.from_iterable(asking)], device=device)
@@ -134,14 +125,14 @@ def _varlen_index(phase: Phase, device: torch.device) -> dict:
 
 def tuned(block_q: int, warps: int) -> Attend:
     """The kernel with another size of a block of queries and another number of warps."""
-    usual = triton_attention._launch_options
+    usual = triton_kernel._launch_options
 
     def attend(*args):
         def options(*sizes):
             return usual(*sizes) | {"BLOCK_Q": block_q, "num_warps": warps}
 
-        with mock.patch.object(triton_attention, "_launch_options", options):
-            return attend_in_one_launch(*args)
+        with mock.patch.object(triton_kernel, "_launch_options", options):
+            return triton_kernel.attend_in_one_launch(*args)
 
     return attend
 
@@ -158,10 +149,10 @@ def ways_for(device: str, dtype: str, tune: bool) -> tuple[dict[str, Attend], li
             ways["varlen"] = varlen
     else:
         notes.append("cudnn, varlen: only on a GPU in bf16")
-    if triton_attention is None or not (device == "cuda" or interpreted):
+    if triton_kernel is None or not (device == "cuda" or interpreted):
         notes.append("kernel: it needs Triton and a GPU")
     else:
-        ways["kernel"] = attend_in_one_launch
+        ways["kernel"] = triton_kernel.attend_in_one_launch
         if tune:
             ways |= {f"kernel q{q} w{w}": tuned(q, w) for q in (16, 32, 64) for w in (2, 4, 8)}
     return ways, notes
@@ -170,24 +161,23 @@ def ways_for(device: str, dtype: str, tune: bool) -> tuple[dict[str, Attend], li
 class Layer:
     """The queries, keys and values of one layer in both phases, and gradients to send back."""
 
-    def __init__(self, phases: list[Phase], heads: int, width: int, dtype: torch.dtype, device: str):
+    def __init__(self, layers: list[PackedLayer], heads: int, width: int, dtype: torch.dtype, device: str):
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(rows: int) -> Tensor:
             return torch.randn(rows, heads, width, generator=generator, device=device, dtype=dtype)
 
-        self.phases, self.qkv, self.dy = phases, [], []
-        for phase in phases:
-            rows = sum(stream.rows for stream in phase.streams)
-            key_rows = sum(stream.rows for stream in phase.streams[: phase.n_keys])
-            self.qkv.append([normal(n).requires_grad_() for n in (rows, key_rows, key_rows)])
+        self.layers, self.qkv, self.dy = layers, [], []
+        for layer in layers:
+            rows = layer.queries[-1].stop
+            self.qkv.append([normal(n).requires_grad_() for n in (rows, layer.n_keys, layer.n_keys)])
             self.dy.append(normal(rows))
 
     def step(self, attend: Attend) -> list[Tensor]:
         """The answers and the gradients."""
         answers, kept = [], None
-        for phase, qkv in zip(self.phases, self.qkv, strict=True):
-            y_QHK, kept = attend(*qkv, phase, 0, kept)
+        for layer, qkv in zip(self.layers, self.qkv, strict=True):
+            y_QHK, kept = attend(layer, *qkv, kept)
             answers.append(y_QHK)
         gradients = torch.autograd.grad(answers, [*chain.from_iterable(self.qkv)], self.dy)
         return [y_QHK.detach() for y_QHK in answers] + list(gradients)
@@ -238,7 +228,7 @@ def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> l
     ways, notes = ways_for(options.device, dtype, options.tune)
     times = {name: [] for name in ways}
     for plan in make_plans(ObjectiveConfig(), PATCHES, seed=0)[: options.plans]:
-        layer = Layer(phases_of(plan, batch), heads, width // heads, DTYPES[dtype], options.device)
+        layer = Layer(layers_of(plan, batch, options.device), heads, width // heads, DTYPES[dtype], options.device)
         expected = layer.step(attend_by_rectangles)
         for name in list(ways):
             try:

@@ -28,6 +28,7 @@ import torch
 from benchmarks.machine import machine
 from data.files import write_aside
 from launch.cli import Parser, whole_number
+from model.method import METHODS
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory
 
@@ -68,7 +69,7 @@ def parse() -> argparse.Namespace:
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--methods", nargs="+", default=["vae", "biglearn_u"], choices=["vae", "biglearn_t", "biglearn_u"])
+    add("--methods", nargs="+", default=["vae", "biglearn_u"], choices=list(METHODS))
     add("--seeds", type=whole_number, default=3, help="seeds 0 .. N-1; default: %(default)s")
     add("--epochs", type=whole_number, default=2, help="default: %(default)s")
     evaluated = "first test images; default: %(default)s"

@@ -56,6 +56,7 @@ from data.shards import prepare
 from launch.cli import Parser, run, whole_number
 from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
+from model.method import METHODS
 from model.objective import elbo_terms
 from model.task import BigLearnTask
 from trainer.build import build_engine, build_task, micro_batches, open_index, open_stream
@@ -66,7 +67,7 @@ from trainer.world import World, joined_world
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {**{str(n): f"mnist_case{n}.yaml" for n in range(1, 5)}, "celeba_base": "celeba_base.yaml"}
-METHODS, MODES = ("vae", "biglearn_t", "biglearn_u"), ("literal", "dense", "query_only")
+MODES = ("literal", "dense", "query_only")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -77,8 +78,7 @@ class LiteralTask(BigLearnTask):
         share = self.objective.connected_share
         observed_BL, target_BL = plan_masks(plan, batch.index_B, self.model.patches, self.seed, share)
         noise_BZ = self._noise(batch.index_B, self.seed)
-        prior = {"standard_prior": self.standard_prior}
-        terms = elbo_terms(self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ, **prior)
+        terms = elbo_terms(self.model, batch.x_BLD, observed_BL, target_BL, noise_BZ)
         elbo_B = terms.elbo_B(beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
 

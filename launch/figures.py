@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     out = Path(options.out) if options.out else run_directory.reports / "figures"
 
     impossible = {}
-    if vae.description.method == "vae":
+    if not vae.method.is_conditional:
         why = "the joint VAE has no p(z | x_S) for parts of an image: give the run of a BigLearn-VAE"
         impossible = {name: why for name, figure in FIGURES.items() if figure.needs_parts}
     if not is_run or not options.against:

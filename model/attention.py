@@ -20,7 +20,7 @@ class PartialLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with the parameters and names of timm's (qkv and proj with biases)."""
+    """The projections of multi-head self-attention, with the names of timm's (qkv and proj with biases)."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -28,21 +28,13 @@ class Attention(nn.Module):
         self.qkv = PartialLinear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
-        batch, tokens, width = x_BND.shape
-        qkv = self.qkv(x_BND).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        q_BHNK, k_BHNK, v_BHNK = qkv.permute(2, 0, 3, 1, 4)
-        mask = None if allowed_BQK is None else allowed_BQK[:, None]
-        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask)
-        return self.proj(y_BHNK.transpose(1, 2).reshape(batch, tokens, width))
+    def project(self, x_NE: Tensor, first_query: int, n_keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q of the rows from first_query on, k and v of the first n_keys rows, each (rows, heads, width of a head).
 
-    def project(self, x_NE: Tensor, first_query: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q of the rows from first_query on, k and v of the first `keys` rows, each (rows, heads, width of a head).
-
-        No row is neither: first_query <= keys.
+        No row is neither: first_query <= n_keys.
         """
         rows, width = x_NE.shape
-        only_read_NE, both_NE, only_ask_NE = x_NE.split([first_query, keys - first_query, rows - keys])
+        only_read_NE, both_NE, only_ask_NE = x_NE.split([first_query, n_keys - first_query, rows - n_keys])
         q_NE, kv_NE = self.qkv(both_NE).split([width, 2 * width], dim=1)
         if len(only_read_NE):
             kv_NE = torch.cat([self.qkv(only_read_NE, width), kv_NE])

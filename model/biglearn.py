@@ -1,6 +1,6 @@
 """The models: encode p(z | x_S) and decode p(x_T | z, x_S) for any S and T (paper Sec. 3.2, Fig. 1).
 
-Three methods share one code and, by construction, one parameter count:
+The methods (model/method.py) share one code and, by construction, one parameter count:
 - biglearn_u: one trunk Ξ for encode and decode (eq. 7);
 - biglearn_t: a trunk Φ that encodes and a trunk Θ that decodes (eq. 6);
 - vae: the joint VAE of eq. 1, with two trunks as biglearn_t, trained with S empty, T everything, prior N(0, I).
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from data.section import Section
 from model.attention import decode_allowed, encode_allowed
+from model.gaussian import Gaussian, Prior
+from model.method import METHODS
 from model.timm_layers import Mlp, build_sincos2d_pos_embed
 from model.transformer import Trunk
 
 INITIAL_LOGVAR = -4.0
-
-Method = Literal["vae", "biglearn_t", "biglearn_u"]
 
 
 class ModelConfig(Section):
@@ -71,33 +71,33 @@ class TokenEmbedding(nn.Module):
         self,
         x_ND: Tensor | None = None,
         place_N: Tensor | None = None,
-        masked_place_N: Tensor | None = None,
         z_BZ: Tensor | None = None,
         z_queries: int = 0,
+        masked_place_N: Tensor | None = None,
     ) -> Tensor:
-        """Tokens one after the other, (rows, E): patches at their places, [M] at places, each z, so many z-queries."""
+        """Tokens one after the other, (rows, E): patches at their places, each z, so many z-queries, [M] at places."""
         dtype = self.mask_token.dtype
         position_LE = self.position_LE.to(dtype)
         rows = []
         if x_ND is not None:
             rows.append(self.patch_embed(x_ND.to(dtype) * self.input_scale) + position_LE[place_N])
-        if masked_place_N is not None:
-            rows.append(self.mask_token + position_LE[masked_place_N])
         if z_BZ is not None:
             rows.append(self.z_embed(z_BZ.to(dtype)))
         rows.append(self.z_query.expand(z_queries, -1))
+        if masked_place_N is not None:
+            rows.append(self.mask_token + position_LE[masked_place_N])
         return self.norm(torch.cat(rows))
 
 
 class BigLearnModel(nn.Module):
     """Encode and decode for any S and T. The readable oracle that every fast path is tested against."""
 
-    def __init__(self, config: ModelConfig, method: Method, token_dim: int, patches: int):
+    def __init__(self, config: ModelConfig, method: str, token_dim: int, patches: int):
         super().__init__()
         width, z, ratio = config.embed_dim, config.latent_dim, config.mlp_ratio
-        self.config, self.method, self.patches = config, method, patches
+        self.config, self.method, self.patches = config, METHODS[method], patches
         self.embed = TokenEmbedding(token_dim, patches, width, z, config.input_scale)
-        if method == "biglearn_u":
+        if self.method.trunks == 1:
             self.trunk = Trunk(config.encoder_depth + config.decoder_depth, width, config.num_heads, ratio)
         else:
             self.encoder = Trunk(config.encoder_depth, width, config.num_heads, ratio)
@@ -112,11 +112,11 @@ class BigLearnModel(nn.Module):
 
     @property
     def encoding_trunk(self) -> Trunk:
-        return self.trunk if self.method == "biglearn_u" else self.encoder
+        return self.trunk if self.method.trunks == 1 else self.encoder
 
     @property
     def decoding_trunk(self) -> Trunk:
-        return self.trunk if self.method == "biglearn_u" else self.decoder
+        return self.trunk if self.method.trunks == 1 else self.decoder
 
     def _initialise_variance(self) -> None:
         """Start with sigma = e^-2 everywhere: a z that is mostly noise is not worth reading, and the decoder would
@@ -125,20 +125,26 @@ class BigLearnModel(nn.Module):
         nn.init.zeros_(head.weight[z:])
         nn.init.constant_(head.bias[z:], INITIAL_LOGVAR)
 
-    def encode(self, x_BLD: Tensor, observed_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x_BLD: Tensor, observed_BL: Tensor) -> Gaussian:
         """p(z | x_A) = N(mu, diag exp(logvar)) for any observed set A; the empty one gives the prior p(z).
 
         x_BLD: patches; what stands at unobserved places does not matter. observed_BL: bool, True in A.
-        Returns float32 mu_BZ and logvar_BZ, logvar clamped to ±logvar_limit.
+        float32, logvar_BZ clamped to ±logvar_limit.
         """
         allowed = encode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
-        h_BNE = self.encoding_trunk(self._tokens(x_BLD, observed_BL, None), allowed)
+        h_BNE = self.encoding_trunk.all_tokens(self._tokens(x_BLD, observed_BL, None), allowed)
         return self.z_distribution(h_BNE[:, -1])
 
-    def z_distribution(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 mu_BZ and logvar_BZ from what came out for the z-query."""
+    def prior(self, x_BLD: Tensor, observed_BL: Tensor) -> Prior:
+        """p(z | x_S), learned or fixed, as the method has it."""
+        if self.method.fixed_prior:
+            return self.method.fixed_prior(torch.zeros(len(x_BLD), self.config.latent_dim, device=x_BLD.device))
+        return self.encode(x_BLD, observed_BL)
+
+    def z_distribution(self, h_BE: Tensor) -> Gaussian:
+        """float32, from what came out for the z-query."""
         mu_BZ, logvar_BZ = self.z_head(h_BE).float().chunk(2, dim=-1)
-        return mu_BZ, logvar_BZ.clamp(-self.config.logvar_limit, self.config.logvar_limit)
+        return Gaussian(mu_BZ, logvar_BZ.clamp(-self.config.logvar_limit, self.config.logvar_limit))
 
     def decode(self, z_BZ: Tensor, x_BLD: Tensor, observed_BL: Tensor, wanted_BT: Tensor | None = None) -> Tensor:
         """The mean of p(x_T | z, x_S) = N(mean, I).
@@ -147,7 +153,7 @@ class BigLearnModel(nn.Module):
         place (what then stands at places in S has no meaning). Returns float32 mean_BTD (T = L for None).
         """
         allowed = decode_allowed(observed_BL) if self.config.mask_tokens == "query_only" else None
-        h_BLE = self.decoding_trunk(self._tokens(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
+        h_BLE = self.decoding_trunk.all_tokens(self._tokens(x_BLD, observed_BL, z_BZ), allowed)[:, :-1]
         if wanted_BT is not None:
             h_BLE = h_BLE.gather(1, wanted_BT[..., None].expand(-1, -1, h_BLE.shape[-1]))
         return self.x_head(h_BLE).float()
@@ -156,8 +162,8 @@ class BigLearnModel(nn.Module):
         """All L+1 tokens of each sample, (B, L+1, E): patches or [M], then z or, without one, the z-query."""
         batch, patches = observed_BL.shape
         place_L = torch.arange(patches, device=x_BLD.device)
-        rows = self.embed(x_BLD.flatten(0, 1), place_L.repeat(batch), place_L, z_BZ, batch if z_BZ is None else 0)
-        patch_NE, mask_LE, z_BE = rows.split([batch * patches, patches, batch])
+        rows = self.embed(x_BLD.flatten(0, 1), place_L.repeat(batch), z_BZ, batch if z_BZ is None else 0, place_L)
+        patch_NE, z_BE, mask_LE = rows.split([batch * patches, batch, patches])
         patch_BLE = torch.where(observed_BL[..., None], patch_NE.unflatten(0, (batch, patches)), mask_LE)
         return torch.cat([patch_BLE, z_BE[:, None]], dim=1)
 

@@ -1,7 +1,6 @@
 """What a trained model can do (paper Table 2), on images with or without missing pixels."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,22 +12,12 @@ from data.patches import patchify, unpatchify
 from model.biglearn import BigLearnModel
 from model.codec import PatchCodec
 from model.export import CONFIG, WEIGHTS, Description, read_export, write_export
+from model.gaussian import Gaussian, Prior
 from model.likelihood import importance_weighted_bound
+from model.method import METHODS
 from model.objective import elbo_terms
 from model.observation import Observation, Rule, observe
 from model.pseudo_gibbs import pseudo_gibbs
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """N(mu, diag exp(logvar)) of each image, (B, Z) float32 each."""
-
-    mu_BZ: Tensor
-    logvar_BZ: Tensor
-
-    @property
-    def sigma_BZ(self) -> Tensor:
-        return (0.5 * self.logvar_BZ).exp()
 
 
 class BigLearnVAE:
@@ -55,7 +44,7 @@ class BigLearnVAE:
         codec: PatchCodec | None = None,
     ):
         assert bool(codec) == bool(description.data.code_dim), "tokens are codes if and only if there is a codec"
-        self.model, self.description = model.to(device), description
+        self.model, self.description, self.method = model.to(device), description, METHODS[description.method]
         self.codec = codec.to(device) if codec else None
         self.device, self.batch_size = torch.device(device), 256
         self.progress: Callable[[Sequence], Iterable] = iter  # what shows the portions of a long computation
@@ -112,18 +101,18 @@ class BigLearnVAE:
         (images_BHWC,) = self._in_portions(self._decode, given, z_BZ)
         return given.complete(images_BHWC)
 
-    def prior(self) -> Gaussian:
-        """p(z), (1, Z): learned, N(0, I) for the joint VAE."""
-        return self.encode(self._nothing(1))
+    def prior(self, count: int = 1) -> Prior:
+        """p(z) for so many samples: learned, N(0, I) for the joint VAE."""
+        if self.method.fixed_prior:
+            return self.method.fixed_prior(torch.zeros(count, self.description.model.latent_dim))
+        return self.encode(self._nothing(1)).expand(count)
 
     # Combinations of the two
 
     def generate(self, count: int, *, seed: int = 0, first_index: int = 0) -> Tensor:
         """New images: z ~ p(z), then p(x | z)."""
         _require(count=count)
-        prior = self.prior()
-        of_all = Gaussian(prior.mu_BZ.expand(count, -1), prior.logvar_BZ.expand(count, -1))
-        return self.decode(self.draw(of_all, "generate", seed, first_index))
+        return self.decode(self.prior(count).draw(self._noise("generate", seed, count, first_index)))
 
     def reconstruct(self, images) -> Tensor:
         """p(x | z) with z the mean of p(z | x), of whole images."""
@@ -251,8 +240,7 @@ class BigLearnVAE:
 
         def terms(part: Observation, index_B: Tensor, S_BL: Tensor, T_BL: Tensor) -> tuple[Tensor]:
             noise_BZ = randomness.normal(seed, "elbo", index_B, self.description.model.latent_dim)
-            joint = self._is_joint
-            found = elbo_terms(self.model, self._tokens(part), S_BL, T_BL, noise_BZ, standard_prior=joint)
+            found = elbo_terms(self.model, self._tokens(part), S_BL, T_BL, noise_BZ)
             return (found.elbo_B(self.description.objective.beta),)
 
         return self._in_portions(terms, given, self._indices(len(given), first_index), *parts)[0]
@@ -280,7 +268,7 @@ class BigLearnVAE:
         def bound(part: Observation, index_B: Tensor, S_BL: Tensor, T_BL: Tensor) -> tuple[Tensor]:
             args = (self.model, self._tokens(part), S_BL, T_BL)
             how = {"variance": self.variance, "samples": samples, "seed": seed, "index_B": index_B}
-            return (importance_weighted_bound(*args, **how, standard_prior=self._is_joint),)
+            return (importance_weighted_bound(*args, **how, standard_prior=not self.method.is_conditional),)
 
         return self._in_portions(bound, given, self._indices(len(given), first_index), *parts)[0]
 
@@ -288,18 +276,15 @@ class BigLearnVAE:
 
     def draw(self, distribution: Gaussian, purpose: str, seed: int, first_index: int = 0) -> Tensor:
         """z ~ N(mu, sigma²) of each image, (B, Z)."""
-        index_B = self._indices(len(distribution.mu_BZ), first_index)
-        noise_BZ = randomness.normal(seed, purpose, index_B, distribution.mu_BZ.shape[1])
-        return distribution.mu_BZ + distribution.sigma_BZ * noise_BZ
+        return distribution.draw(self._noise(purpose, seed, len(distribution.mu_BZ), first_index))
 
-    @property
-    def _is_joint(self) -> bool:
-        return self.description.method == "vae"
+    def _noise(self, purpose: str, seed: int, count: int, first_index: int) -> Tensor:
+        return randomness.normal(seed, purpose, self._indices(count, first_index), self.description.model.latent_dim)
 
     def _known(self, images) -> Observation:
         """Images of which the model can take what is known."""
         given = self.observe(images)
-        if self._is_joint and (given.observed_BL.any(1) != given.observed_BL.all(1)).any():
+        if not self.method.is_conditional and (given.observed_BL.any(1) != given.observed_BL.all(1)).any():
             raise UserError(
                 "the joint VAE was not trained on parts of images: use pseudo_gibbs (the command pseudo-gibbs), "
                 "or a BigLearn-VAE"
@@ -325,7 +310,7 @@ class BigLearnVAE:
                 raise UserError(f"{name} is {chosen_BL.dtype} {tuple(chosen_BL.shape)}, not bool {wanted}")
         if (S_BL & T_BL).any() or not T_BL.any(1).all():
             raise UserError("S and T share a patch, or T is empty: they must be disjoint, and T hold a patch")
-        if self._is_joint and S_BL.any():
+        if not self.method.is_conditional and S_BL.any():
             raise UserError("the joint VAE has no p(x_T | x_S): leave S empty, or use a BigLearn-VAE")
         return given, (S_BL, T_BL)
 
@@ -350,7 +335,7 @@ class BigLearnVAE:
 
     def _encode(self, given: Observation) -> tuple[Tensor, Tensor]:
         mu_BZ, logvar_BZ = self.model.encode(self._tokens(given), given.observed_BL)
-        if self._is_joint:
+        if not self.method.is_conditional:
             knows_B1 = given.observed_BL.any(1, keepdim=True)
             mu_BZ, logvar_BZ = mu_BZ * knows_B1, logvar_BZ * knows_B1
         return mu_BZ, logvar_BZ

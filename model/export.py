@@ -17,8 +17,9 @@ from torch import Tensor
 from data.config import DataConfig
 from data.errors import UserError
 from data.files import make_folder, utf8_name, write_aside
-from model.biglearn import BigLearnModel, Method, ModelConfig
+from model.biglearn import BigLearnModel, ModelConfig
 from model.codec import CODEC, PatchCodec, read_codec, to_safetensors
+from model.method import MethodName
 from model.objective import ObjectiveConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -31,7 +32,7 @@ class Description(BaseModel, extra="forbid", frozen=True):
     """What a model is, beside its weights."""
 
     format: Literal[1] = 1
-    method: Method
+    method: MethodName
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveConfig

@@ -7,11 +7,7 @@ from torch import Tensor
 
 from data import randomness
 from model.biglearn import BigLearnModel
-
-
-def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(x; mu, diag exp(logvar)) summed over the last dimension."""
-    return -0.5 * ((x - mu).square() * (-logvar).exp() + logvar + math.log(2 * math.pi)).sum(-1)
+from model.gaussian import Gaussian
 
 
 def importance_weighted_bound(
@@ -31,17 +27,15 @@ def importance_weighted_bound(
     (B,) float32, nats. observed_BL, target_BL: S and T. variance: σ² of a pixel. samples: k >= 1, one after the other.
     standard_prior: N(0, I) for p(z | x_S). index_B: the numbers of the images, which with the seed give the draws.
     """
-    mu_q, logvar_q = model.encode(x_BLD, observed_BL | target_BL)
-    mu_p, logvar_p = model.encode(x_BLD, observed_BL)
-    if standard_prior:
-        mu_p, logvar_p = torch.zeros_like(mu_p), torch.zeros_like(logvar_p)
+    posterior = Gaussian(*model.encode(x_BLD, observed_BL | target_BL))
+    prior = Gaussian.standard(posterior.mu_BZ) if standard_prior else Gaussian(*model.encode(x_BLD, observed_BL))
     n_values_B = target_BL.sum(1) * x_BLD.shape[-1]
     log_sum_B = torch.full_like(index_B, -math.inf, dtype=torch.float32)
     for k in range(samples):
-        noise_BZ = randomness.normal(seed, f"bound {k}", index_B, mu_q.shape[1])
-        z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
+        noise_BZ = randomness.normal(seed, f"bound {k}", index_B, posterior.mu_BZ.shape[1])
+        z_BZ = posterior.draw(noise_BZ)
         error_BL = (model.decode(z_BZ, x_BLD, observed_BL) - x_BLD).square().sum(-1)
         log_x_B = -0.5 * ((error_BL * target_BL).sum(1) / variance + n_values_B * math.log(2 * math.pi * variance))
-        weight_B = log_x_B + log_normal(z_BZ, mu_p, logvar_p) - log_normal(z_BZ, mu_q, logvar_q)
+        weight_B = log_x_B + prior.log_prob(z_BZ) - posterior.log_prob(z_BZ)
         log_sum_B = torch.logaddexp(log_sum_B, weight_B)
     return log_sum_B - math.log(samples)

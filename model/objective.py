@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from data.section import Section
 from model.biglearn import BigLearnModel
+from model.gaussian import Gaussian, Prior
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -41,50 +41,33 @@ class ObjectiveConfig(Section):
 class ElboTerms:
     """For each sample: reconstruction_B = -½ SSE over the pixels of x_T, and kl_B, both float32 in nats.
 
-    mu_BZ, logvar_BZ: of the posterior p(z | x_{S∪T}).
+    posterior: p(z | x_{S∪T}). z_BZ: its draw, which was decoded.
     """
 
     reconstruction_B: Tensor
     kl_B: Tensor
-    mu_BZ: Tensor
-    logvar_BZ: Tensor
+    posterior: Gaussian
+    z_BZ: Tensor
 
     def elbo_B(self, beta: float | Tensor) -> Tensor:
         return self.reconstruction_B - beta * self.kl_B
 
-    def with_standard_prior(self) -> "ElboTerms":
-        """The same with N(0, I) for p(z | x_S): another KL alone."""
-        nothing_BZ = torch.zeros_like(self.mu_BZ)
-        return replace(self, kl_B=gaussian_kl(self.mu_BZ, self.logvar_BZ, nothing_BZ, nothing_BZ))
-
-
-def gaussian_kl(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
-    """KL(N(mu_q, e^logvar_q) || N(mu_p, e^logvar_p)), diagonal, summed over the last dimension."""
-    ratio = (logvar_q - logvar_p).exp()
-    return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_p).exp() - 1 - logvar_q + logvar_p).sum(-1)
+    def with_prior(self, prior: Prior) -> "ElboTerms":
+        """The same with another prior of z: another KL alone."""
+        return replace(self, kl_B=prior.kl_of(self.posterior, self.z_BZ))
 
 
 def elbo_terms(
-    model: BigLearnModel,
-    x_BLD: Tensor,
-    observed_BL: Tensor,
-    target_BL: Tensor,
-    noise_BZ: Tensor,
-    *,
-    standard_prior: bool,
+    model: BigLearnModel, x_BLD: Tensor, observed_BL: Tensor, target_BL: Tensor, noise_BZ: Tensor
 ) -> ElboTerms:
     """One-sample estimate of E log p(x_T | z, x_S) and KL(p(z | x_{S∪T}) || p(z | x_S)), eq. (7).
 
-    observed_BL, target_BL: S and T, bool, disjoint. noise_BZ: standard normal, z = mu + sigma * noise.
-    standard_prior: take N(0, I) for p(z | x_S), as the joint VAE of eq. (1) does. Gradients flow through both
-    arms of the KL. The log-likelihood is that of unit variance without its constant (Sec. 2.1).
+    observed_BL, target_BL: S and T, bool, disjoint. noise_BZ: standard normal, z = mu + sigma * noise. Gradients flow
+    through both arms of the KL. The log-likelihood is that of unit variance without its constant (Sec. 2.1).
     """
-    mu_q, logvar_q = model.encode(x_BLD, observed_BL | target_BL)
-    if standard_prior:
-        mu_p, logvar_p = torch.zeros_like(mu_q), torch.zeros_like(logvar_q)
-    else:
-        mu_p, logvar_p = model.encode(x_BLD, observed_BL)
-    z_BZ = mu_q + (0.5 * logvar_q).exp() * noise_BZ
+    posterior = model.encode(x_BLD, observed_BL | target_BL)
+    prior = model.prior(x_BLD, observed_BL)
+    z_BZ = posterior.draw(noise_BZ)
     error_BLD = (model.decode(z_BZ, x_BLD, observed_BL) - x_BLD).square()
     sse_B = (error_BLD.sum(-1) * target_BL).sum(-1)
-    return ElboTerms(-0.5 * sse_B, gaussian_kl(mu_q, logvar_q, mu_p, logvar_p), mu_q, logvar_q)
+    return ElboTerms(-0.5 * sse_B, prior.kl_of(posterior, z_BZ), posterior, z_BZ)

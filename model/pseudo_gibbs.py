@@ -5,6 +5,7 @@ from torch import Tensor
 
 from data import randomness
 from model.biglearn import BigLearnModel
+from model.gaussian import Gaussian
 
 
 def pseudo_gibbs(
@@ -30,9 +31,8 @@ def pseudo_gibbs(
     chain_BLD = torch.where(observed_BL[..., None], x_BLD, start_LD)
     states = []
     for step in range(burn_in + draws * steps):
-        mu_BZ, logvar_BZ = model.encode(chain_BLD, everything_BL)
-        noise_BZ = randomness.normal(seed, f"pseudo-Gibbs z {step}", index_B, mu_BZ.shape[1])
-        z_BZ = mu_BZ + (0.5 * logvar_BZ).exp() * noise_BZ
+        posterior = Gaussian(*model.encode(chain_BLD, everything_BL))
+        z_BZ = posterior.draw(randomness.normal(seed, f"pseudo-Gibbs z {step}", index_B, posterior.mu_BZ.shape[1]))
         mean_BLD = torch.where(observed_BL[..., None], x_BLD, model.decode(z_BZ, chain_BLD, nothing_BL))
         if step >= burn_in and (step - burn_in + 1) % steps == 0:
             states.append(mean_BLD)

@@ -9,21 +9,22 @@ from torch import Tensor, nn
 from data import randomness
 from data.batch import Batch
 from model.biglearn import BigLearnModel
-from model.fused import fused_elbo_terms
+from model.gaussian import Gaussian
 from model.masks import (
     EVALUATION_SEED,
     Plan,
     drawn_masks,
-    joint_plans,
-    make_plans,
     place_order,
     plan_order,
     standard_mask,
 )
 from model.objective import ObjectiveConfig, elbo_terms
-from model.packed import Attend, attend_by_rectangles
+from model.packed.objective import packed_elbo_terms
+from model.packed.packing import pack
+from model.packed.plan import PackedPlan
+from model.packed.rectangles import attend_by_rectangles
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
-from model.transformer import Trunk
+from model.transformer import Attend, Trunk
 
 ACTIVE_VARIANCE = 0.01  # of a unit's posterior mean over images, from which on it is active (Burda et al. 2015)
 REFERENCE_BETA = 0.01  # at which every evaluation gives its ELBOs, too: the paper's, for MNIST
@@ -56,13 +57,12 @@ class BigLearnTask(nn.Module):
     ):
         super().__init__()
         self.model, self.objective, self.seed, self.attend = model, objective, seed, attend
-        joint_only = model.method == "vae"
-        self.standard_prior = joint_only
-        self.plans = joint_plans(model.patches) if joint_only else make_plans(objective, model.patches, seed)
+        self.plans = model.method.plans(objective, model.patches, seed)
+        self._packed: dict[tuple[Plan, int, torch.device], PackedPlan] = {}
 
     def score(self, values: dict[str, float]) -> float:
         """The figure of an evaluation by which checkpoints are compared, nats; higher is better."""
-        return values["joint_elbo" if self.standard_prior else "biglearn_elbo"]
+        return values[self.model.method.score]
 
     @property
     def groups(self) -> int:
@@ -85,7 +85,6 @@ class BigLearnTask(nn.Module):
         model = self.model
         for trunk in {model.encoding_trunk, model.decoding_trunk}:
             for block in trunk.blocks:
-                block.compile(**options)
                 block.before_attention = torch.compile(block.before_attention, **options)
                 block.after_attention = torch.compile(block.after_attention, **options)
         for module in (model.embed, model.z_head, model.x_head):
@@ -96,10 +95,20 @@ class BigLearnTask(nn.Module):
         model, x_BLD, index_B = self.model, batch.x_BLD, batch.index_B
         noise_BZ = self._noise(index_B, self.seed)
         order_BL, _, _ = plan_order(plan, index_B, model.patches, self.seed, self.objective.connected_share)
-        how = {"standard_prior": self.standard_prior, "attend": self.attend}
-        terms = fused_elbo_terms(model, x_BLD, plan, order_BL, noise_BZ, **how)
+        packed = self._packed_plan(plan, len(index_B), x_BLD.device)
+        terms = packed_elbo_terms(model, x_BLD, packed, order_BL, noise_BZ, self.attend)
         elbo_B = terms.elbo_B(beta)
         return {"elbo": elbo_B, "reconstruction": terms.reconstruction_B, "kl": terms.kl_B}
+
+    def _packed_plan(self, plan: Plan, samples: int, device: torch.device) -> PackedPlan:
+        """Made once: plans repeat, and a recorded graph reads their tensors for ever."""
+        key = plan, samples, device
+        if key not in self._packed:
+            model = self.model
+            dense = model.config.mask_tokens == "dense"
+            with torch.device(device):
+                self._packed[key] = pack(plan, samples, model.patches, dense=dense, method=model.method)
+        return self._packed[key]
 
     def forward(self, batch: Batch, plan: Plan, beta: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss -E[ELBO] of a batch at this weight of the KL, and its terms."""
@@ -133,21 +142,19 @@ class BigLearnTask(nn.Module):
         noise_BZ = self._noise(index_B, EVALUATION_SEED)
         nothing_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device)
 
-        def terms(observed_BL, target_BL):
-            return elbo_terms(self.model, x_BLD, observed_BL, target_BL, noise_BZ, standard_prior=self.standard_prior)
-
         drawn_S_and_T = drawn_masks(self.objective, index_B, self.model.patches, EVALUATION_SEED)
-        joint = terms(nothing_BL, ~nothing_BL)
+        joint = elbo_terms(self.model, x_BLD, nothing_BL, ~nothing_BL, noise_BZ)
+        mu_BZ = joint.posterior.mu_BZ
         elbos = {
-            "biglearn_elbo": terms(*drawn_S_and_T),
+            "biglearn_elbo": elbo_terms(self.model, x_BLD, *drawn_S_and_T, noise_BZ),
             "joint_elbo": joint,
-            "joint_elbo_standard_prior": joint.with_standard_prior(),
+            "joint_elbo_standard_prior": joint.with_prior(Gaussian.standard(mu_BZ)),
         }
         return {
             **{name: found.elbo_B(self.objective.beta) for name, found in elbos.items()},
             **{f"{name}_at_{REFERENCE_BETA}": found.elbo_B(REFERENCE_BETA) for name, found in elbos.items()},
-            "posterior_mean": joint.mu_BZ,
-            "posterior_mean_square": joint.mu_BZ.square(),
+            "posterior_mean": mu_BZ,
+            "posterior_mean_square": mu_BZ.square(),
         }
 
     @torch.no_grad()
@@ -160,8 +167,8 @@ class BigLearnTask(nn.Module):
 
         def error_B(mask: str) -> Tensor:
             seen_BL = standard_mask(mask, batch.index_B, self.model.patches)
-            mu_BZ, _ = self.model.encode(x_BLD, seen_BL)
-            error_BL = (self.model.decode(mu_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
+            z_BZ = self.model.encode(x_BLD, seen_BL).mu_BZ
+            error_BL = (self.model.decode(z_BZ, x_BLD, seen_BL) - x_BLD).square().mean(-1)
             return (error_BL * ~seen_BL).sum(-1) / (~seen_BL).sum(-1)
 
         return {name: error_B(mask) for name, mask in INPAINTING_ERRORS.items()}

@@ -1,9 +1,47 @@
-"""The trunk: standard pre-LN transformer blocks."""
+"""The trunk: standard pre-LN transformer blocks, one loop over them, and any way to attend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.attention import Attention
 from model.timm_layers import Mlp
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Which rows of a layer ask, those from first_query on, and which are asked, the first n_keys; none is neither.
+
+    order_N: the order in which the rows are put first; None: they stay as they are.
+    """
+
+    first_query: int
+    n_keys: int
+    order_N: Tensor | None = None
+
+
+class Attend(Protocol):
+    """How rows attend to one another."""
+
+    def __call__(
+        self, layer: Layer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: object
+    ) -> tuple[Tensor, object]:
+        """The answers of the heads, y_QHK, and what the same layer of the next pass gets as `kept`."""
+
+
+def attend_by_mask(allowed_BQK: Tensor | None, batch: int) -> Attend:
+    """All tokens of so many samples, as many of each; allowed_BQK as in model.attention."""
+    mask = None if allowed_BQK is None else allowed_BQK[:, None]
+
+    def attend(layer: Layer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: None) -> tuple[Tensor, None]:
+        of_samples = (rows.unflatten(0, (batch, -1)).transpose(1, 2) for rows in (q_QHK, k_NHK, v_NHK))
+        y_BHNK = F.scaled_dot_product_attention(*of_samples, attn_mask=mask)
+        return y_BHNK.transpose(1, 2).flatten(0, 1), None
+
+    return attend
 
 
 class Block(nn.Module):
@@ -16,22 +54,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
 
-    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
-        x_BND = x_BND + self.attn(self.norm1(x_BND), allowed_BQK)
-        return x_BND + self.mlp(self.norm2(x_BND))
+    def forward(self, x_NE: Tensor, layer: Layer, attend: Attend, kept: object = None) -> tuple[Tensor, object]:
+        """Rows in, those that ask out, and what `attend` keeps."""
+        qkv = self.before_attention(x_NE, layer.first_query, layer.n_keys)
+        y_QHK, keep = attend(layer, *qkv, kept)
+        return self.after_attention(x_NE[layer.first_query :], y_QHK), keep
 
-    def before_attention(self, x_NE: Tensor, first_query: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of packed rows, as `Attention.project` gives them."""
-        return self.attn.project(self.norm1(x_NE), first_query, keys)
+    def before_attention(self, x_NE: Tensor, first_query: int, n_keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attn.project(self.norm1(x_NE), first_query, n_keys)
 
     def after_attention(self, x_QE: Tensor, y_QHK: Tensor) -> Tensor:
-        """The rows that asked, and the answers of their heads, to the rows that leave the block."""
         x_QE = x_QE + self.attn.proj(y_QHK.flatten(1))
         return x_QE + self.mlp(self.norm2(x_QE))
 
 
 class Trunk(nn.Module):
-    """A stack of blocks; `allowed_BQK` as in model.attention."""
+    """A stack of blocks."""
 
     def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_ratio: float):
         super().__init__()
@@ -51,7 +89,22 @@ class Trunk(nn.Module):
             for name, (rows, columns) in shapes.items()
         }
 
-    def forward(self, x_BND: Tensor, allowed_BQK: Tensor | None) -> Tensor:
-        for block in self.blocks:
-            x_BND = block(x_BND, allowed_BQK)
-        return x_BND
+    def forward(
+        self, x_NE: Tensor, inner: Layer, last: Layer, attend: Attend, kept: Sequence = ()
+    ) -> tuple[Tensor, list]:
+        """Rows through all blocks, the last one by `last`: what asks there comes out, and what each block kept."""
+        keeps = []
+        for depth, block in enumerate(self.blocks):
+            layer = last if depth == len(self.blocks) - 1 else inner
+            if layer.order_N is not None:
+                x_NE = x_NE[layer.order_N]
+            x_NE, keep = block(x_NE, layer, attend, kept[depth] if kept else None)
+            keeps.append(keep)
+        return x_NE, keeps
+
+    def all_tokens(self, x_BNE: Tensor, allowed_BQK: Tensor | None) -> Tensor:
+        """Samples of equal length, all tokens of them; allowed_BQK as in model.attention."""
+        batch, tokens, _ = x_BNE.shape
+        layer = Layer(0, batch * tokens)
+        x_NE, _ = self(x_BNE.flatten(0, 1), layer, layer, attend_by_mask(allowed_BQK, batch))
+        return x_NE.unflatten(0, (batch, tokens))

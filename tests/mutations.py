@@ -29,8 +29,8 @@ MUTATIONS = (
     ),
     Mutation(
         "kl-divides-by-the-wrong-arm",
-        "return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_p).exp()",
-        "return 0.5 * (ratio + (mu_q - mu_p).square() * (-logvar_q).exp()",
+        "(posterior.mu_BZ - self.mu_BZ).square() * (-self.logvar_BZ).exp()",
+        "(posterior.mu_BZ - self.mu_BZ).square() * (-posterior.logvar_BZ).exp()",
         ("tests/model/test_objective.py",),
     ),
     Mutation(
@@ -52,10 +52,10 @@ MUTATIONS = (
         ("tests/model/test_biglearn.py",),
     ),
     Mutation(
-        "fused-prior-is-a-posterior",
-        "next(own) if group.n_S else value_QZ[-1:].expand(batch, -1) for group in groups",
-        "next(own) if group.n_S else value_QZ[:1].expand(batch, -1) for group in groups",
-        ("tests/model/test_fused.py", "-k", "marginal"),
+        "packed-prior-is-a-posterior",
+        "of_none = slice(encode.n_z - 1, encode.n_z)",
+        "of_none = slice(0, 1)",
+        ("tests/model/test_packed.py", "-k", "marginal"),
     ),
     Mutation(
         "pseudo-gibbs-takes-the-variance-for-sigma",

@@ -127,7 +127,7 @@ def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> lis
     """Importance-weighted bounds of log p(x), and of log p(x_T | x_S) with half of the patches known, nats an image."""
     count, patches = min(extent.bound_images, test.images), vae.description.data.patches
     tasks: dict[str, Callable[[Tensor], Tensor | None]] = {"log p(x)": lambda index_B: None}
-    if vae.description.method != "vae":
+    if vae.method.is_conditional:
         tasks["log p(x_T | x_S), half known"] = partial(_random_half, patches=patches, seed=extent.seed)
     rows = []
     if not vae.variance:  # β = 0: pixels of variance 0 have no likelihood
@@ -176,7 +176,7 @@ def _filling(
     Of a way that draws, the error of a single draw, and in a row of its own that of the mean over the draws.
     """
     count, patches = min(extent.filling_images, test.images), vae.description.data.patches
-    draws = extent.draws if vae.description.method == "vae" else extent.filling_draws  # a chain's draws cost far more
+    draws = extent.filling_draws if vae.method.is_conditional else extent.draws  # a chain's draws cost far more
     ways, parts = fillers(vae, references, draws, extent.seed), {}
     mine = _share(count, world, portion=50)
     for index_B, mask in progress([*product(mine, STANDARD_MASKS)], "standard masks", shown=world.is_main):

@@ -21,7 +21,7 @@ from data.stream import Stream, prefetch
 from model.biglearn import BigLearnModel
 from model.codec import CODEC, PatchCodec, read_codec, weights_sha256
 from model.masks import Plan, local_positions
-from model.packed import attend_by_rectangles, attend_in_one_launch
+from model.packed.rectangles import attend_by_rectangles
 from model.patch_autoencoder import PatchAutoencoder
 from model.task import BigLearnTask, PatchAETask
 from trainer.config import Config
@@ -40,7 +40,9 @@ def build_task(config: Config) -> nn.Module:
     if config.method == "patch_ae":
         return PatchAETask(PatchAutoencoder(), config.patch_ae, config.seed)
     model = BigLearnModel(config.model, config.method, config.data.token_dim, config.data.patches)
-    attend = attend_in_one_launch if config.engine.attention == "triton" else attend_by_rectangles
+    attend = attend_by_rectangles
+    if config.engine.attention == "triton":
+        from model.packed.triton_kernel import attend_in_one_launch as attend  # Triton is there where CUDA is
     return BigLearnTask(model, config.objective, config.seed, attend)
 
 

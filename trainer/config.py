@@ -12,8 +12,9 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.section import Section
 from model.biglearn import ModelConfig
+from model.method import METHODS
 from model.objective import ObjectiveConfig
-from model.packed import TRITON_HEAD_WIDTHS
+from model.packed.plan import TRITON_HEAD_WIDTHS
 from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
 from trainer.checkpoint import CheckpointConfig
 from trainer.engine import EngineConfig
@@ -49,7 +50,7 @@ class TrainConfig(Section):
 class Config(Section):
     """One experiment. Each section is owned, and documented, by the module that uses it."""
 
-    method: Literal["vae", "biglearn_t", "biglearn_u", "patch_ae"] = "biglearn_u"
+    method: Literal[(*METHODS, "patch_ae")] = "biglearn_u"
     seed: int = Field(0, ge=0, lt=2**63)
     run_dir: str  # {method} in it is the method
     stage_1: str | None = None  # the configuration of its PatchAE, a file relative to this one
@@ -114,7 +115,8 @@ class Config(Section):
 
     def micro_batch_size(self, world_size: int) -> int:
         """Images of one forward on one rank; refuses a batch that does not split equally."""
-        groups = self.objective.groups if self.method in ("biglearn_t", "biglearn_u") else 1  # of masks; as of the task
+        has_groups = self.method in METHODS and METHODS[self.method].is_conditional
+        groups = self.objective.groups if has_groups else 1  # of masks; as of the task
         batch, shares = self.train.batch_size, world_size * self.train.accumulation_steps
         if batch % (shares * groups):
             unit = shares * groups

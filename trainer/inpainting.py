@@ -46,7 +46,7 @@ def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> 
         "mean image": once(lambda given: mean_HWC.expand_as(given.images_BHWC)),
         "nearest neighbour": once(lambda given: nearest(given, references.images_NHWC)),
     }
-    if vae.description.method == "vae":
+    if not vae.method.is_conditional:
 
         def chain(given: Observation, first_index: int) -> Tensor:
             return vae.pseudo_gibbs(given, draws=draws, start_HWC=mean_HWC, seed=seed, first_index=first_index)

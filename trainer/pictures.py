@@ -33,7 +33,7 @@ def capability_rows(vae: BigLearnVAE, images_BHWC: Tensor) -> list[Row]:
     whole, patches = vae.observe(images_BHWC), vae.description.data.patches
     index_B = torch.arange(len(whole))
     rows = [("test images", whole.images_BHWC), ("reconstructed", vae.reconstruct(whole))]
-    if vae.description.method != "vae":
+    if vae.method.is_conditional:
         for name, mask in (("half missing", "half seen"), ("4 of 5 missing", "fifth seen")):
             given = whole.hide(~standard_mask(mask, index_B, patches))
             rows.append((name, shown(given)))

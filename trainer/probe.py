@@ -28,13 +28,13 @@ def features_of(vae: BigLearnVAE, mean_HWC: Tensor) -> dict[str, Features]:
         return given.complete(mean_HWC.expand_as(given.images_BHWC))
 
     def codes(given: Observation) -> np.ndarray:
-        known = filled(given) if vae.description.method == "vae" else given
+        known = given if vae.method.is_conditional else filled(given)
         return vae.encode(known).mu_BZ.numpy()
 
     def pixels(given: Observation) -> np.ndarray:
         return filled(given)[..., : 1 if _is_grey(given) else 3].flatten(1).numpy()
 
-    name = "z of mean-filled images" if vae.description.method == "vae" else "mean of p(z | x_S)"
+    name = "mean of p(z | x_S)" if vae.method.is_conditional else "z of mean-filled images"
     return {name: codes, "pixels": pixels}
 
 

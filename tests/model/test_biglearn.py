@@ -134,7 +134,12 @@ def test_query_only_stream_of_x_S_is_the_same_in_encode_and_decode():
     model, x_BLD = small_model("biglearn_u", "query_only"), images()
     observed_BL, _ = subsets(3, 6, 1)
     streams = []
-    model.trunk.register_forward_hook(lambda module, inputs, output: streams.append(output[:, :-1][observed_BL]))
+
+    def of_x_S(module, inputs, output) -> None:
+        rows_NE, _ = output
+        streams.append(rows_NE.unflatten(0, (len(observed_BL), -1))[:, :-1][observed_BL])
+
+    model.trunk.register_forward_hook(of_x_S)
     model.encode(x_BLD, observed_BL)
     model.decode(torch.randn(3, Z), x_BLD, observed_BL)
     torch.testing.assert_close(streams[0], streams[1])
@@ -155,7 +160,7 @@ def test_every_parameter_gets_a_gradient(method, mode):
     model, x_BLD = small_model(method, mode), images()
     sizes = (0, L) if method == "vae" else (6, 4)
     noise_BZ = randomness.normal(0, "noise", torch.arange(3), Z)
-    terms = elbo_terms(model, x_BLD, *subsets(3, *sizes), noise_BZ, standard_prior=method == "vae")
+    terms = elbo_terms(model, x_BLD, *subsets(3, *sizes), noise_BZ)
     terms.elbo_B(0.01).sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without

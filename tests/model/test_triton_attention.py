@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
-from model.triton_attention import sequence_attention  # noqa: E402
+from model.packed.triton_kernel import sequence_attention  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = 2
@@ -33,7 +33,7 @@ CASES = {
 
 
 class Problem:
-    """Inputs of sequences whose rows lie in the order of model/packed.py, with rows that are nobody's between them."""
+    """Inputs of sequences whose rows lie as a plan has them, with rows that are nobody's between them."""
 
     def __init__(self, sequences, kept: bool, dtype=torch.float32, width: int = 16, heads: int = HEADS):
         n_inner, has_z, n_asking, n_keys = (list(sizes) for sizes in zip(*sequences, strict=True))

@@ -1,4 +1,4 @@
-"""The fused objective against the readable one: values and gradients, for every plan, in both modes."""
+"""The objective on packed rows against the readable one: values and gradients, for every plan, in both modes."""
 
 from importlib.util import find_spec
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from model.biglearn import BigLearnModel, ModelConfig
-from model.fused import fused_elbo_terms
 from model.masks import Plan, plan_masks, plan_order
 from model.objective import elbo_terms
-from model.packed import Attend, attend_by_rectangles, attend_in_one_launch
+from model.packed.objective import packed_elbo_terms
+from model.packed.packing import pack
+from model.packed.rectangles import attend_by_rectangles
+from model.transformer import Attend
 
 PATCHES, DIM = 16, 12
 PLANS = {
@@ -43,8 +45,7 @@ def both(
     method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend = attend_by_rectangles, device: str = "cpu",
     samples: int = 3,
 ):  # fmt: skip
-    """(terms, gradients) of the fused form and of the oracle, on so many samples of each group."""
-    standard_prior = method == "vae"
+    """(terms, gradients) of the packed form and of the oracle, on so many samples of each group."""
     size = samples * len(plan.groups)
     index_B = torch.arange(100, 100 + size, device=device)
     x_BLD = torch.rand(size, PATCHES, DIM, generator=torch.Generator().manual_seed(1))
@@ -52,19 +53,20 @@ def both(
     x_BLD = x_BLD.to(device, dtype)
     noise_BZ = noise_BZ.to(device, torch.float32 if dtype == torch.bfloat16 else dtype)
     outcomes = []
-    for fused in (True, False):
+    for packed in (True, False):
         model = make(method, mode, dtype).to(device)
-        if fused:
+        if packed:
             order_BL, _, _ = plan_order(plan, index_B, PATCHES, seed=3, connected_share=0.5)
-            terms = fused_elbo_terms(
-                model, x_BLD, plan, order_BL, noise_BZ, standard_prior=standard_prior, attend=attend
-            )
+            how = {"dense": mode == "dense", "method": model.method}
+            with torch.device(device):
+                packed_plan = pack(plan, size, PATCHES, **how)
+            terms = packed_elbo_terms(model, x_BLD, packed_plan, order_BL, noise_BZ, attend)
         else:
             masks = plan_masks(plan, index_B, PATCHES, seed=3, connected_share=0.5)
-            terms = elbo_terms(model, x_BLD, *masks, noise_BZ, standard_prior=standard_prior)
+            terms = elbo_terms(model, x_BLD, *masks, noise_BZ)
         terms.elbo_B(0.7).mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        outcomes.append(((terms.reconstruction_B, terms.kl_B, terms.mu_BZ), gradients))
+        outcomes.append(((terms.reconstruction_B, terms.kl_B, terms.posterior.mu_BZ), gradients))
     return outcomes
 
 
@@ -91,14 +93,16 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
     ],
 )
 def test_attention_in_one_launch_gives_the_same(method, plan):
+    from model.packed.triton_kernel import attend_in_one_launch
+
     where = {"samples": 2, "device": "cuda" if torch.cuda.is_available() else "cpu"}  # there in Triton's interpreter
-    fused, _ = both(method, "query_only", PLANS[plan], attend=attend_in_one_launch, **where)
+    packed, _ = both(method, "query_only", PLANS[plan], attend=attend_in_one_launch, **where)
     _, oracle = both(method, "query_only", PLANS[plan], torch.float64, **where)
-    expect_equal(fused, oracle, tolerance=3e-5)
+    expect_equal(packed, oracle, tolerance=3e-5)
 
 
-def expect_equal(fused, oracle, tolerance: float) -> None:
-    (terms, gradients), (expected, expected_gradients) = fused, oracle
+def expect_equal(packed, oracle, tolerance: float) -> None:
+    (terms, gradients), (expected, expected_gradients) = packed, oracle
     for value_B, expected_B in zip(terms, expected, strict=True):
         expect_near(value_B, expected_B, tolerance)
     for name, gradient in gradients.items():

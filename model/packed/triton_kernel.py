@@ -12,13 +12,33 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.packed import TRITON_HEAD_WIDTHS
+from model.packed.plan import TRITON_HEAD_WIDTHS, PackedLayer
 
 MOST_KEYS = 128
 LARGEST_BLOCK_Q = 32  # queries of one product; the usual 2 to 65 would waste much of larger ones
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FP32_PRODUCTS = tl.constexpr("ieee")  # what fp32 inputs are multiplied in
+
+
+def attend_in_one_launch(
+    layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: tuple | None
+) -> tuple[Tensor, tuple | None]:
+    """As model.transformer.Attend, for layers that have `sequences`."""
+    sequences_S8, max_keys, max_queries = layer.sequences
+    kept_k_MHK, kept_v_MHK = kept or (None, None)
+    y_QHK = sequence_attention(
+        q_QHK,
+        k_NHK,
+        v_NHK,
+        sequences_S8,
+        max_keys=max_keys,
+        max_queries=max_queries,
+        kept_k_MHK=kept_k_MHK,
+        kept_v_MHK=kept_v_MHK,
+    )
+    rows = slice(layer.keep[0].start, layer.keep[-1].stop) if layer.keep else slice(0)
+    return y_QHK, (k_NHK[rows], v_NHK[rows]) if layer.keep else None
 
 
 def sequence_attention(

@@ -1,0 +1,1 @@
+"""What training computes: the objective of a plan, without computing anything twice or in vain."""
