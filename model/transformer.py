@@ -61,9 +61,11 @@ class Block(nn.Module):
         return self.after_attention(x_NE[layer.first_query :], y_QHK), keep
 
     def before_attention(self, x_NE: Tensor, first_query: int, n_keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the rows, as `Attention.project` gives them."""
         return self.attn.project(self.norm1(x_NE), first_query, n_keys)
 
     def after_attention(self, x_QE: Tensor, y_QHK: Tensor) -> Tensor:
+        """The rows that asked, and the answers of their heads, to the rows that leave the block."""
         x_QE = x_QE + self.attn.proj(y_QHK.flatten(1))
         return x_QE + self.mlp(self.norm2(x_QE))
 
@@ -97,7 +99,7 @@ class Trunk(nn.Module):
         for depth, block in enumerate(self.blocks):
             layer = last if depth == len(self.blocks) - 1 else inner
             if layer.order_N is not None:
-                x_NE = x_NE[layer.order_N]
+                x_NE = x_NE.index_select(0, layer.order_N)
             x_NE, keep = block(x_NE, layer, attend, kept[depth] if kept else None)
             keeps.append(keep)
         return x_NE, keeps

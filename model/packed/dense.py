@@ -22,11 +22,10 @@ def _phase(passes: list[tuple[Group, int, slice]]) -> Phase:
     known = [group.ranks(0, n) for group, n, _ in passes]
     masked = [group.ranks(n, patches) for group, n, _ in passes]
     rows = Rows()
-    x, z, m = (
-        [rows.add(*shape) for shape in shapes]
-        for shapes in ([r.shape for r in known], [(len(r), 1) for r in known], [r.shape for r in masked])
-    )
-    order = [torch.cat([s.index_BN() for s in of_pass], 1) for of_pass in zip(x, m, z, strict=True)]
+    x = [rows.add(*rank_BN.shape) for rank_BN in known]
+    z = [rows.add(len(rank_BN), 1) for rank_BN in known]
+    m = [rows.add(*rank_BN.shape) for rank_BN in masked]
+    order = [torch.cat([stream.index_BN() for stream in of_pass], 1) for of_pass in zip(x, m, z, strict=True)]
 
     rows = Rows()
     everything = rows.add(sum(stream.batch for stream in z), patches + 1)

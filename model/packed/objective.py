@@ -33,7 +33,7 @@ def packed_elbo_terms(
 
     def rows(phase: Phase, **z) -> Tensor:
         tokens_NE = model.embed(*patches(phase.patches), masked_place_N=place_N[phase.masked.rank_N], **z)
-        return tokens_NE if phase.order_N is None else tokens_NE[phase.order_N]
+        return tokens_NE if phase.order_N is None else tokens_NE.index_select(0, phase.order_N)
 
     encode, decode = plan.encode, plan.decode
     answers_QE, kept = model.encoding_trunk(rows(encode, z_queries=encode.n_z), encode.inner, encode.last, attend)

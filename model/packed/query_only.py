@@ -14,6 +14,8 @@ from torch import Tensor
 
 from model.packed.plan import Group, PackedLayer, Phase, Reading, Rows, Stream, places_of
 
+Streams = tuple[Stream, ...]
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -59,15 +61,17 @@ def query_only_phases(groups: list[Group], own: list[int], has_shared: bool, one
     return encode, Phase(places_of(entering, patches), batch * len(groups), places_of(masked, patches), *layers)
 
 
-def _layers(rows: Rows, parts: list[_Part], first_read: int, n_keys: int, **kept) -> Iterator[PackedLayer]:
+def _layers(
+    rows: Rows, parts: list[_Part], first_read: int, n_keys: int, keep: Streams = (), kept: Streams = ()
+) -> Iterator[PackedLayer]:
     """All but the last, and the last one, of which the rows from first_read on are read."""
     readings = [*chain.from_iterable(part.readings for part in parts)]
     for first_query in (0, first_read):
-        sequences = _sequences(parts, first_query, kept.get("kept"))
-        yield rows.layer(readings, first_query, n_keys, sequences=sequences, **kept)
+        sequences = _sequences(parts, first_query, kept)
+        yield rows.layer(readings, first_query, n_keys, keep=keep, kept=kept, sequences=sequences)
 
 
-def _sequences(parts: list[_Part], first_query: int, kept: tuple[Stream, ...] | None) -> tuple[Tensor, int, int]:
+def _sequences(parts: list[_Part], first_query: int, kept: Streams) -> tuple[Tensor, int, int]:
     """A line for each sample of each part. Rows of queries count from first_query on, those that are kept from 0."""
     tables, n_keys, n_queries = [], [], []
     for part in parts:
