@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import machine
-from launch.cli import Parser, whole_number
+from launch.commands.cli import Parser, whole_number
 from model.masks import Plan, make_plans
 from model.method import METHODS
 from model.objective import ObjectiveConfig

@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from benchmarks.machine import machine
-from launch.cli import Parser, run, whole_number
+from launch.commands.cli import Parser, run, whole_number
 
 
 def main(arguments: list[str]) -> int:
@@ -51,11 +51,11 @@ def measure(config, options: argparse.Namespace) -> dict:
     """One row: seconds of a line, of a scrape and of a step, and the shares."""
     from prometheus_client import CollectorRegistry, generate_latest
 
+    from biglearn_vae.checkpoint import State
     from trainer.build import build_parts, micro_batches, step_inputs
-    from trainer.checkpoint import State
-    from trainer.exporter import make_exporter
+    from trainer.build_exporter import make_exporter
+    from trainer.ranks.world import join_world
     from trainer.run_directory import RunDirectory
-    from trainer.world import join_world
 
     world = join_world(config.engine.device)
     parts, directory = build_parts(config, world), RunDirectory(config.run_dir)

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from benchmarks.machine import machine
+from biglearn_vae.checkpoint import newest_whole
+from biglearn_vae.find_images import find_data
+from biglearn_vae.images import open_index, open_stream
+from biglearn_vae.pictures import sheet
+from biglearn_vae.trained import read_patch_autoencoder
 from data.patches import unpatchify
-from data.stream import Stream
-from launch.cli import Parser, find_device, run, whole_number
-from model.codec import codes_of
-from trainer.build import open_index, open_stream
-from trainer.checkpoint import newest_whole
+from data.read.stream import Stream
+from launch.commands.cli import Parser, find_device, run, whole_number
+from model.patch_autoencoder.codec import codes_of
 from trainer.config import load_config
-from trainer.model_data import find_data
-from trainer.pictures import sheet
 from trainer.run_directory import RunDirectory
-from trainer.trained import read_patch_autoencoder
 
 CODE_DIM, PORTION, LINEAR_BATCH = 512, 128, 512
 

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.machine import machine
 from data.files import write_aside
-from launch.cli import Parser, whole_number
+from launch.commands.cli import Parser, whole_number
 from model.method import METHODS
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory

@@ -2,7 +2,7 @@ r"""How fast batches arrive: this project's Stream, plain webdataset, and a fold
 
 Every form gives shuffled batches of float32 tokens (B, L, D) and labels, of the same images of the same size:
 
-Stream, in memory           data.stream.Stream that holds the set, as for sets of up to data.memory_bytes
+Stream, in memory           data.read.stream.Stream that holds the set, as for sets of up to data.memory_bytes
 Stream, from disk           each image read at random from its shard, and its CRC-32 checked
 Stream, from disk, ahead    the same, read ahead by two threads
 webdataset                  a file and a label per image in tar shards of 1,024, shuffle(1000), decode, batched
@@ -49,16 +49,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from data.index import Codes, Index
 from data.patches import patchify
-from data.shard_files import write_shard
-from data.shards import prepare
+from data.prepare import prepare
+from data.prepare.shard_files import write_shard
+from data.read.index import Codes, Index
+from data.read.split_images import SplitImages
+from data.read.stream import Stream, prefetch
 from data.sources import SOURCES
-from data.split_images import SplitImages
-from data.stream import Stream, prefetch
-from launch.cli import Parser, run, whole_number
-from model.codec import PatchCodec
-from model.patch_autoencoder import PatchAutoencoder
+from launch.commands.cli import Parser, run, whole_number
+from model.patch_autoencoder.codec import PatchCodec
+from model.patch_autoencoder.network import PatchAutoencoder
 
 SHARD_IMAGES = 1024
 CODE_DIM = PatchAutoencoder.code_dim

@@ -50,20 +50,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.machine import machine
+from biglearn_vae.images import open_index, open_stream
 from data.batch import Batch
-from data.config import DataConfig
-from data.shards import prepare
-from launch.cli import Parser, run, whole_number
+from data.prepare import prepare
+from data.read.config import DataConfig
+from launch.commands.cli import Parser, run, whole_number
 from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
 from model.method import METHODS
 from model.objective import elbo_terms
-from model.task import BigLearnTask
-from trainer.build import build_engine, build_task, micro_batches, open_index, open_stream
+from trainer.build import build_engine, build_task, micro_batches
 from trainer.config import Config, load_config
-from trainer.engine import Engine
-from trainer.schedule import Rates
-from trainer.world import World, joined_world
+from trainer.engines.engine import Engine
+from trainer.engines.schedule import Rates
+from trainer.ranks.world import World, joined_world
+from trainer.tasks.biglearn import BigLearnTask
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {**{str(n): f"mnist_case{n}.yaml" for n in range(1, 5)}, "celeba_base": "celeba_base.yaml"}

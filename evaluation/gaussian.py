@@ -16,9 +16,9 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from biglearn_vae.observation import Observation, observe
 from data.patches import patchify, unpatchify
 from model.masks import STANDARD_MASKS, standard_mask
-from model.observation import Observation, observe
 
 NOISES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # that the fit chooses from
 MOST_COMPONENTS = 512

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from functools import partial
 
-from data.index import encode_command
-from launch.cli import Parser, run, show_warnings
+from data.read.index import encode_command
+from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:
@@ -43,9 +43,9 @@ def main(arguments: list[str]) -> int:
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
 
+    from biglearn_vae.trained import read_patch_autoencoder
     from trainer.encoding import encode_images  # slow to import: only now, so that --help and mistakes answer at once
-    from trainer.trained import read_patch_autoencoder
-    from trainer.world import joined_world
+    from trainer.ranks.world import joined_world
 
     images, stage_1 = Path(options.images), Path(options.patch_autoencoder)
     out = Path(options.out or f"{str(images).rstrip('/')}_latents")

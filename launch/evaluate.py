@@ -16,7 +16,7 @@ import io
 import json
 
 from data.errors import UserError
-from launch.cli import Parser, run, seed, show_warnings, whole_number
+from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
 
 NAMES = {"test": "evaluation", "holdout": "evaluation-holdout"}  # of the report on a split, in a run's reports
 
@@ -61,12 +61,12 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from model.capabilities import BigLearnVAE
-    from trainer.assessment import Extent, assess
-    from trainer.model_data import open_images
-    from trainer.report import page, words
+    from biglearn_vae.capabilities import BigLearnVAE
+    from biglearn_vae.find_images import open_images
+    from evaluation.assessment import Extent, assess
+    from evaluation.report import page, words
+    from trainer.ranks.world import joined_world
     from trainer.run_directory import RunDirectory
-    from trainer.world import joined_world
 
     extent = Extent(
         split=options.split,
@@ -104,8 +104,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def compare(folders: list[Path], out: Path, shards: str | None, evaluation: str) -> int:
-    from trainer.figures import rendered, training_curves
-    from trainer.report import page, read_report, words
+    from evaluation.figures import rendered, training_curves
+    from evaluation.report import page, read_report, words
     from trainer.run_directory import RunDirectory
 
     if len({folder.resolve() for folder in folders}) < len(folders):

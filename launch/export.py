@@ -9,14 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 
 from data.errors import UserError
-from launch.cli import Parser, run, show_warnings
+from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:
   python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model
   python launch/sample.py inpaint --model digits-model --test 12 --hide half
 
-In Python: `from model.capabilities import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.
+In Python: `from biglearn_vae.capabilities import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.
 """
 
 
@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     show_warnings(rank=0)
 
-    from model.capabilities import BigLearnVAE
-    from model.export import CONFIG, WEIGHTS
+    from biglearn_vae.capabilities import BigLearnVAE
+    from biglearn_vae.export import CONFIG, WEIGHTS
 
     vae, out = BigLearnVAE.load(options.model), Path(options.out)
     if (out / "config.yaml").exists() or (out / "manifest.json").exists():

@@ -16,7 +16,7 @@ from functools import partial
 
 from data.errors import UserError
 from data.files import make_folder, write_aside
-from launch.cli import Parser, find_device, run, seed, show_warnings, whole_number
+from launch.commands.cli import Parser, find_device, run, seed, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 
@@ -84,12 +84,12 @@ def main(arguments: list[str]) -> int:
     show_warnings(rank=0)
 
     # Slow to import: only now, so that --help and mistakes answer at once.
-    from model.capabilities import BigLearnVAE
-    from trainer.build import open_stream
-    from trainer.figures import FIGURES, draw_figure, rendered, training_curves
-    from trainer.metrics import progress
-    from trainer.model_data import open_images
-    from trainer.pictures import read_test_images
+    from biglearn_vae.capabilities import BigLearnVAE
+    from biglearn_vae.find_images import open_images
+    from biglearn_vae.images import open_stream
+    from biglearn_vae.pictures import read_test_images
+    from evaluation.figures import FIGURES, draw_figure, rendered, training_curves
+    from trainer.metrics.progress import progress
     from trainer.run_directory import RunDirectory
 
     vae = BigLearnVAE.load(options.run, find_device(options.device))

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import shlex
 
-from launch.cli import MISTAKE, REQUEUE, Parser, run, say, whole_number
-from launch.ranks import run_ranks
-from trainer.stop import StopRequest
+from launch.commands.cli import MISTAKE, REQUEUE, Parser, run, say, whole_number
+from launch.commands.ranks import run_ranks
+from trainer.ranks.stop import StopRequest
 
 EXAMPLES = """\
 examples:
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest().listen()
     import torch
 
-    from launch.stages import Stages
+    from launch.commands.stages import Stages
 
     stages = Stages.load(options.config, options.overrides)
     processes = options.processes or max(1, torch.cuda.device_count())

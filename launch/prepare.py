@@ -10,10 +10,10 @@ import argparse
 import logging
 
 from data.errors import UserError
-from data.index import read_index
+from data.prepare.verify import verify
+from data.read.index import read_index
 from data.sources import SOURCES
-from data.verify import verify
-from launch.cli import Parser, run, whole_number
+from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:
@@ -70,7 +70,10 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.command == "verify":
         return _verify(options.folder)
-    from data.shards import default_workers, prepare  # slow to import: only now, so that mistakes answer at once
+    from data.prepare.writing import (  # slow to import: only now, so that mistakes answer at once
+        default_workers,
+        prepare,
+    )
 
     prepare(
         options.command,
@@ -105,7 +108,7 @@ def _codec_faults(folder: Path) -> list[str]:
     index = read_index(folder)
     if not index.codes:
         return []
-    from model.codec import CODEC, read_codec  # slow to import: only where it is needed
+    from model.patch_autoencoder.codec import CODEC, read_codec  # slow to import: only where it is needed
 
     try:
         codec = read_codec(folder / CODEC)

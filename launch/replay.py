@@ -11,7 +11,7 @@ import json
 import math
 
 from data.errors import UserError
-from launch.cli import Parser, run, show_warnings
+from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 example:
@@ -32,11 +32,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     arguments = parser.parse_intermixed_args(argv)
 
+    from biglearn_vae.find_images import find_data
     from trainer.config import load_config
-    from trainer.model_data import find_data
+    from trainer.ranks.world import joined_world
     from trainer.replay import replay
     from trainer.run_directory import RunDirectory
-    from trainer.world import joined_world
 
     directory = RunDirectory(arguments.run)
     if not directory.config.exists():

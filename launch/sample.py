@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import math
 
-from launch.cli import Parser, run, seed, show_warnings, whole_number
+from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
 
 KINDS = ("random", "block", "half", "stroke")
 
@@ -131,7 +131,9 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     show_warnings(rank=0)
 
-    from launch.sample_commands import sample  # slow to import: only now, so that --help and mistakes answer at once
+    from launch.commands.sample_commands import (
+        sample,  # slow to import: only now, so that --help and mistakes answer at once
+    )
 
     return sample(options)
 

@@ -12,8 +12,8 @@ import shlex
 from dataclasses import asdict
 
 from data.errors import LostRankError, NonFiniteError
-from launch.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
-from trainer.stop import StopRequest
+from launch.commands.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
+from trainer.ranks.stop import StopRequest
 
 EXAMPLES = """\
 examples:
@@ -58,13 +58,14 @@ def main(argv: list[str]) -> int:
 
 def dry_run(config) -> int:
     """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
-    from data.holdout import trained_images
-    from data.index import INDEX_NAME
+    from biglearn_vae.images import open_index
+    from data.read.holdout import trained_images
+    from data.read.index import INDEX_NAME
     from data.sources import split_sizes
     from model.cost import measure_cost
-    from trainer.build import meta_task, open_index
+    from trainer.build import meta_task
     from trainer.config import dump_config
-    from trainer.launcher import adopt_environment
+    from trainer.ranks.launcher import adopt_environment
 
     rank, world_size, _ = adopt_environment()
     task = meta_task(config)
@@ -91,11 +92,11 @@ def dry_run(config) -> int:
 def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
     from data.files import write_aside
-    from data.shards import prepare
+    from data.prepare import prepare
     from data.sources import SOURCES
     from trainer.loop import train as train_loop
+    from trainer.ranks.world import joined_world
     from trainer.run_directory import RunDirectory
-    from trainer.world import joined_world
 
     run = RunDirectory(config.run_dir)
     with joined_world(config.engine.device, config.engine.timeout_seconds) as world:

@@ -40,7 +40,7 @@ def start():
 @pytest.fixture(scope="session")
 def world():
     """This process as a world of one, on the CPU."""
-    from trainer.world import join_world
+    from trainer.ranks.world import join_world
 
     joined = join_world("cpu")
     yield joined
@@ -95,7 +95,7 @@ def as_nobody() -> Callable:
 @pytest.fixture(scope="session")
 def digits_shards(once) -> Path:
     """The embedded data set, written once."""
-    from data.shards import prepare
+    from data.prepare import prepare
 
     return once("digits-shards", lambda out: prepare("digits", out, progress=False))
 

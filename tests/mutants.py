@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a progra
 from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "model", "evaluation", "trainer", "launch")
+ROOMS = ("data", "model", "biglearn_vae", "trainer", "evaluation", "launch")
 TIMEOUT_S = 600  # of the tests of one mutation; a hang is seen, too
 _PYTEST = ("-m", "pytest", "-x", "-q", "-rfEp", "-m", "", "-p", "no:cacheprovider")
 

@@ -28,7 +28,7 @@ PACKAGES = (
     "pydantic", "safetensors.torch", "scipy.stats", "skimage.metrics", "sklearn.datasets", "sklearn.linear_model",
     "torch._dynamo", "torch.distributed", "tqdm", "webdataset", "yaml", "model.timm_layers",
 )  # fmt: skip
-_OWN = ("data", "evaluation", "launch", "model", "trainer")
+_OWN = ("biglearn_vae", "data", "evaluation", "launch", "model", "trainer")
 
 
 def import_packages() -> None:

@@ -57,7 +57,7 @@ def test_a_text_that_is_not_there_once_is_refused(product, old):
             "caught", "tests/model/test_masks.py::test_sizes[a b]",
         ),
         (2, "ERROR tests/model/test_masks.py - SyntaxError: no", "caught", "tests/model/test_masks.py"),
-        (2, "ERROR tests/model/test_task.py", "BROKEN", "exit code 2"),  # none of the named files
+        (2, "ERROR tests/trainer/test_task.py", "BROKEN", "exit code 2"),  # none of the named files
         (4, "ERROR: file or directory not found", "BROKEN", "exit code 4"),
         (5, "4 deselected", "BROKEN", "exit code 5"),
         (-11, "", "BROKEN", "exit code -11"),

@@ -4,32 +4,29 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from biglearn_vae.images import open_codec, open_index, open_stream
 from data.batch import Batch
-from data.config import DataConfig
 from data.errors import UserError
-from data.holdout import HOLDOUT, split_training
-from data.index import Index, encode_command, load_index, prepare_command
-from data.stream import Stream, prefetch
+from data.read.config import DataConfig
+from data.read.index import Index
+from data.read.stream import Stream, prefetch
 from model.biglearn import BigLearnModel
-from model.codec import CODEC, PatchCodec, read_codec, weights_sha256
 from model.masks import Plan, local_positions
 from model.packed.rectangles import attend_by_rectangles
-from model.patch_autoencoder import PatchAutoencoder
-from model.task import BigLearnTask, PatchAETask
+from model.patch_autoencoder.codec import PatchCodec
+from model.patch_autoencoder.network import PatchAutoencoder
 from trainer.config import Config
-from trainer.engine import Engine
-from trainer.run_directory import RunDirectory
-from trainer.schedule import Rates, beta_at, ema_decay, learning_share
-from trainer.trained import read_patch_autoencoder
-from trainer.world import World
+from trainer.engines.engine import Engine
+from trainer.engines.schedule import Rates, beta_at, ema_decay, learning_share
+from trainer.ranks.world import World
+from trainer.tasks.biglearn import BigLearnTask
+from trainer.tasks.patch_autoencoder import PatchAETask
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +62,10 @@ def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
         if world.is_main:
             log.warning("engine.compile: the first step takes about a minute more")
     if config.engine.name == "accelerate":
-        from trainer.accelerate_engine import AccelerateEngine
+        from trainer.engines.accelerate_engine import AccelerateEngine
 
         return AccelerateEngine(config.engine, config.optimizer, task, world, config.train.max_grad_norm)
-    from trainer.deepspeed_engine import DeepSpeedEngine
+    from trainer.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
         config.engine,
@@ -136,103 +133,6 @@ def refuse_damage(data: DataConfig, *streams: Stream) -> None:
     for stream in streams:
         if len(stream.damaged) > data.max_damaged:
             raise stream.damaged_error(data.max_damaged)
-
-
-def open_codec(data: DataConfig) -> PatchCodec | None:
-    """What makes codes of pixels, as it lies beside the latent shards; None where the tokens are pixels.
-
-    UserError when it is absent or damaged, or of another PatchAE than the run of stage 1 now has.
-    """
-    if not data.code_dim:
-        return None
-    path, command = Path(data.latents) / CODEC, _encode_command(data)
-    try:
-        codec = read_codec(path)
-    except OSError as error:
-        one = "or all that comes before training with `python launch/pipeline.py`"
-        raise UserError(f"{path} cannot be read ({error.strerror}): make the codes with {command()}, {one}") from None
-    except UserError as error:
-        raise UserError(f"{error}: make the codes again with {command('--overwrite')}") from None
-    stage_1 = Path(data.patch_autoencoder) if data.patch_autoencoder else None
-    is_there = stage_1 and RunDirectory(stage_1).config.exists()  # latents may have been copied without it
-    if is_there and weights_sha256(read_patch_autoencoder(stage_1)) != codec.patch_autoencoder:
-        raise UserError(
-            f"{data.latents} has the codes of another PatchAE than {stage_1} (trained on since?): make them again"
-            f" with {command('--overwrite')}, or take them as they are with data.patch_autoencoder=null"
-        )
-    return codec
-
-
-def _encode_command(data: DataConfig) -> Callable[..., str]:
-    from_what = {"images": data.shards, "patch_autoencoder": data.patch_autoencoder or "RUN"}
-    options = ["--statistics-only"] if data.encode == "on_the_fly" else []
-    return partial(encode_command, data.latents, *options, **from_what)
-
-
-def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
-    """The index of the shards to read, which must hold what the configuration says.
-
-    codec: what the codes must be of, in latent shards, unless they are made on the fly; None: the images are read.
-    """
-    if codec and data.encode == "ahead":
-        command = _encode_command(data)
-        root, index = data.latents, load_index(data.latents, data.source, command)
-        if not index.codes or (index.codes.patch_autoencoder_sha256, index.checksum) != (
-            codec.patch_autoencoder,
-            codec.images,
-        ):
-            raise UserError(
-                f"{root} has shards of another PatchAE, or of other images, than its {CODEC}: write them again with"
-                f" {command('--overwrite')}"
-            )
-    else:
-        root, index = data.shards, load_index(data.shards, data.source)
-        if index.codes:
-            raise UserError(f"{root} holds codes, not images: name it as data.latents, and give data.shards the images")
-        if codec and codec.images != index.checksum:
-            raise UserError(
-                f"{data.latents} has the statistics of other images than those of {root}: make them again with"
-                f" {_encode_command(data)('--overwrite')}"
-            )
-    if index.image_shape[0] != data.image_size:
-        size, here = data.image_size, index.image_shape[0]
-        mend = prepare_command(data.source, f"{data.shards}_{size}", "--image-size", str(size))
-        raise UserError(f"{root} holds images of {here} pixels, data.image_size is {size}: write others with {mend}")
-    return index
-
-
-def open_stream(
-    data: DataConfig,
-    index: Index,
-    split: str,
-    seed: int | None,
-    device: torch.device | str = "cpu",
-    codec: PatchCodec | None = None,
-) -> Stream:
-    """One split of an opened index: pixels or, with a codec, standardised codes.
-
-    split: one of the index, of which "train" is without the data.holdout images that are held out, or "holdout", these.
-    Raises UserError when no images are held out, or all, and as `Stream`.
-    """
-    stored, part_N = split, None
-    if split == HOLDOUT and not data.holdout:
-        raise UserError("no images are held out, data.holdout is 0: take the split test, or train with data.holdout=N")
-    if split == HOLDOUT or (split == "train" and data.holdout):
-        trained_N, held_out_N = split_training(index.images.get("train", 0), data.holdout)
-        stored, part_N = "train", held_out_N if split == HOLDOUT else trained_N
-    codec = codec.to(device) if codec else None
-    encode = (codec.standardise if index.codes else codec.encode) if codec else None
-    return Stream(
-        index,
-        data.latents if index.codes else data.shards,
-        stored,
-        patch_size=data.patch_size,
-        seed=seed,
-        part_N=part_N,
-        device=device,
-        memory_bytes=data.memory_bytes,
-        transform=encode,
-    )
 
 
 def step_inputs(config: Config, plans: tuple[Plan, ...], images: int, step: int) -> tuple[Plan, Rates]:

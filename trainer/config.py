@@ -1,39 +1,28 @@
 """The configuration: YAML files that may extend one another, checked key by key, and overrides."""
 
-import difflib
 import os
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from data.config import DataConfig
+from biglearn_vae.before import add_values_of_before
 from data.errors import UserError
+from data.read.config import DataConfig
 from data.section import Section
+from data.values import Plain, checked, is_null, override, read_mapping
 from model.biglearn import ModelConfig
 from model.method import METHODS
 from model.objective import ObjectiveConfig
 from model.packed.plan import TRITON_HEAD_WIDTHS
-from model.patch_autoencoder import PatchAEConfig, PatchAutoencoder
-from trainer.checkpoint import CheckpointConfig
-from trainer.engine import EngineConfig
+from model.patch_autoencoder.network import PatchAEConfig, PatchAutoencoder
+from trainer.checkpoints.retention import CheckpointConfig
+from trainer.engines.engine import EngineConfig
 from trainer.engines.optimizers.config import OptimizerConfig
+from trainer.engines.schedule import ScheduleConfig
 from trainer.evaluation import EvaluateConfig
-from trainer.metrics import MetricsConfig
-from trainer.schedule import ScheduleConfig
-from trainer.values import Plain, is_null, override, read_mapping, typed
-
-# What a run that was written before there was a key had in its place, by dotted key.
-OF_BEFORE = {
-    "data.holdout": 0,
-    "model.input_scale": 1.0,
-    "model.residual_init": "xavier",
-    "objective.beta_start": None,
-    "objective.connected_share": 0.0,
-    "objective.beta_range": [0.3, 0.7],
-    "optimizer.name": "adamw",
-}
+from trainer.metrics.registry import MetricsConfig
 
 
 class TrainConfig(Section):
@@ -132,15 +121,12 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The checked configuration of a YAML file; overrides are "section.key=value".
 
-    How values are written: see `trainer.values`. Raises UserError, one line with the cause and the mend, for anything
+    How values are written: see `data.values`. Raises UserError, one line with the cause and the mend, for anything
     that is not right.
     """
     values = _read(Path(path), seen=())
     if (Path(path).parent / "run.json").exists():  # a run wrote it down, with every key that there was
-        for dotted, value in OF_BEFORE.items():
-            section, key = dotted.split(".")
-            if isinstance(values.get(section), dict):
-                values[section].setdefault(key, value)
+        add_values_of_before(values)
     for text in overrides:
         override(values, text, Config)
     stage_1, data = values.get("stage_1"), values.get("data")
@@ -157,12 +143,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         method = values.get("method", Config.model_fields["method"].default)
         run_dir = run_dir.replace("{method}", str(method))
     values["run_dir"] = run_dir
-    try:
-        return Config.model_validate(typed(values, Config))
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first_fault(error)}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return checked(values, Config, path)
 
 
 def dump_config(config: Config) -> str:
@@ -201,26 +182,3 @@ def _merge(base: dict, changes: dict) -> dict:
         elif not (is_section and is_null(value)):
             merged[key] = value
     return merged
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    where = [str(part) for part in fault["loc"]]
-    dotted = ".".join(where)
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, _known_keys(Config), n=1, cutoff=0.0)
-        return f"unknown key {dotted}; did you mean {near[0]}?"
-    if fault["type"] == "missing":
-        return f"the key {dotted} is missing; add it"
-    message = fault["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (it is {fault['input']!r})"
-    return f"{dotted}: {message}{given}" if dotted else message
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
-    return keys

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from data.errors import UserError, printable
 from data.files import make_folder, write_aside
-from data.index import (
+from data.prepare.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
+from data.read.index import (
     INDEX_NAME,
     Codes,
     Index,
@@ -27,11 +28,10 @@ from data.index import (
     read_index,
     require_folder_path,
 )
-from data.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
-from data.stream import Stream
-from model.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
-from model.patch_autoencoder import PatchAutoencoder
-from trainer.world import World
+from data.read.stream import Stream
+from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
+from model.patch_autoencoder.network import PatchAutoencoder
+from trainer.ranks.world import World
 
 # 67 MB of codes a shard: the work that an interruption costs, and that processes share.
 _RECORD_IMAGES, _SHARD_RECORDS = 256, 4

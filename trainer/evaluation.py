@@ -5,10 +5,10 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
+from data.read.stream import Stream
 from data.section import Section
-from data.stream import Stream
-from trainer.metrics import progress
-from trainer.world import World
+from trainer.metrics.progress import progress
+from trainer.ranks.world import World
 
 
 class EvaluateConfig(Section):

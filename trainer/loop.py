@@ -9,24 +9,22 @@ from functools import partial
 
 import torch
 
+from biglearn_vae.checkpoint import State
 from data.errors import NonFiniteError
 from data.files import write_aside
-from data.stream import Stream
-from model.capabilities import BigLearnVAE
-from model.task import BigLearnTask
+from data.read.stream import Stream
 from trainer.build import Parts, build_parts, micro_batches, refuse_damage, step_inputs
-from trainer.checkpoint import State
-from trainer.checkpoint_writer import CheckpointWriter
+from trainer.build_exporter import make_exporter
+from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import Config
 from trainer.evaluation import evaluate
-from trainer.exporter import make_exporter
-from trainer.metrics import JsonLines, Metrics, ProgressBar, require_finite
-from trainer.pictures import draw_codes, draw_sheet
+from trainer.metrics.json_lines import JsonLines
+from trainer.metrics.progress import ProgressBar
+from trainer.metrics.recorder import Metrics, require_finite
+from trainer.ranks.stop import StopRequest
+from trainer.ranks.world import World
 from trainer.resume import identity, restore, warn_of_jump
 from trainer.run_directory import RunDirectory
-from trainer.stop import StopRequest
-from trainer.trained import describe
-from trainer.world import World
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]
             spent = sinks[0].spent
-    world.require_same(run_id=run.read_id())  # all see the one folder
+    world.require_same(run_id=run.record().id)  # all see the one folder
     exporter = make_exporter(config, world, run, task, state, spent)
     metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
     writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter], state.images)
@@ -186,16 +184,8 @@ def _written(value: float) -> float | str:
 
 def _draw(parts: Parts, config: Config, values: dict, run: RunDirectory) -> None:
     """The sheet of what the model can do; a disk that refuses it does not end the run."""
-    task, stream, trained = parts.copy, parts.test_stream, f"{values['images']:,} training images"
-    if isinstance(task, BigLearnTask):
-        title = f"{config.method}, {config.model.mask_tokens}: {trained}, test BigLearnELBO "
-        title += f"{values['biglearn_elbo']:.2f}, JointELBO {values['joint_elbo']:.2f}"
-        vae = BigLearnVAE(task.model, describe(config, values["images"]), stream.device, parts.codec)
-        drawn = draw_sheet(vae, stream, title)
-    else:
-        drawn = draw_codes(task.model, stream, f"{config.method}: {trained}, test PSNR {values['psnr']:.2f} dB")
     picture = io.BytesIO()
-    drawn.save(picture, "png")
+    parts.copy.picture(parts.test_stream, config.data, parts.codec, values).save(picture, "png")
     try:
         write_aside(run.picture(values["images"]), picture.getvalue())
     except OSError as error:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from biglearn_vae.checkpoint import State
 from data.batch import Batch
 from model.masks import Plan
 from trainer.build import build_parts, micro_batches, step_inputs
-from trainer.checkpoint import State
 from trainer.config import Config
-from trainer.metrics import progress
+from trainer.metrics.progress import progress
+from trainer.ranks.world import World
 from trainer.resume import identity, restore
 from trainer.run_directory import RunDirectory
-from trainer.world import World
 
 
 def replay(config: Config, world: World, run: RunDirectory, step: int) -> dict:

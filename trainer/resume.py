@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from biglearn_vae.before import OF_BEFORE
+from biglearn_vae.checkpoint import Checkpoint, State, newest_whole
 from data.errors import UserError
-from data.index import Index
-from model.codec import PatchCodec
+from data.read.index import Index
+from model.patch_autoencoder.codec import PatchCodec
 from trainer.build import Parts, rates_at
-from trainer.checkpoint import Checkpoint, State, newest_whole
-from trainer.config import OF_BEFORE, Config, load_config
+from trainer.config import Config, load_config
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ config.yaml  run.json  lock  metrics.jsonl  evaluations.jsonl  checkpoints/  sam
 and, where the model learns codes, codec.safetensors
 """
 
-import json
 import logging
 import os
 import re
@@ -12,35 +11,19 @@ import socket
 import uuid
 from pathlib import Path
 
-from pydantic import BaseModel, Field
-
+from biglearn_vae.checkpoint import list_checkpoints, remove_leftovers
+from biglearn_vae.run_paths import RunPaths, RunRecord
 from data.errors import UserError
 from data.files import lock, make_folder, write_aside
-from model.codec import CODEC, PatchCodec
-from trainer.checkpoint import list_checkpoints, remove_leftovers
+from model.patch_autoencoder.codec import PatchCodec
 from trainer.config import Config, dump_config
-from trainer.metrics import read_lines
+from trainer.metrics.json_lines import read_lines
 
 log = logging.getLogger(__name__)
 
 
-class _Identity(BaseModel):
-    """run.json."""
-
-    id: str
-    starts: int = Field(0, ge=0)
-    started_in: str | None = None
-
-
-class RunDirectory:
-    """Paths of a run. `id` survives resumes."""
-
-    def __init__(self, path: str):
-        self.path = Path(path)
-        self.metrics, self.evaluations = self.path / "metrics.jsonl", self.path / "evaluations.jsonl"
-        self.checkpoints = self.path / "checkpoints"
-        self.codec = self.path / CODEC
-        self.samples, self.reports = self.path / "samples", self.path / "reports"
+class RunDirectory(RunPaths):
+    """The folder of a run that is made, written and read."""
 
     def refuse_present(self) -> None:
         """A run is never written over, nor is anything that stands where one would write."""
@@ -53,7 +36,7 @@ class RunDirectory:
     def _find(self) -> Path | None:
         """The first of all that a run writes."""
         folders = (self.checkpoints, self.samples, self.reports)
-        files = (self._identity, self.config, self.metrics, self.evaluations, self.codec)
+        files = (self.run_json, self.config, self.metrics, self.evaluations, self.codec)
         files += tuple(folder for folder in folders if not folder.is_dir())
         inside = (next(iter(sorted(folder.iterdir())), None) for folder in folders if folder.is_dir())
         return next((path for path in (*files, *inside) if path and os.path.lexists(path)), None)
@@ -85,7 +68,7 @@ class RunDirectory:
             ) from None
         if not resume:
             self.refuse_present()
-        elif not self.read_id() and not list_checkpoints(self.checkpoints) and (there := self._find()):
+        elif not self.record().id and not list_checkpoints(self.checkpoints) and (there := self._find()):
             raise UserError(
                 f"{self.path} holds {there.relative_to(self.path)}, but no run (neither run.json nor a checkpoint):"
                 " choose another run_dir=..., or move it away"
@@ -106,44 +89,14 @@ class RunDirectory:
         for folder in (self.checkpoints, self.samples, self.reports):
             folder.mkdir(exist_ok=True)
         content = dump_config(config).encode()
-        known = self._read_identity()
-        identity = {"id": known.get("id") or uuid.uuid4().hex, "starts": known.get("starts", 0) + 1}
-        identity["started_in"] = os.getcwd()
-        write_aside(self._identity, json.dumps(identity).encode())
+        known = self.record()
+        record = RunRecord(id=known.id or uuid.uuid4().hex, starts=known.starts + 1, started_in=os.getcwd())
+        write_aside(self.run_json, record.model_dump_json().encode())
         if self.config.exists() and (before := self.config.read_bytes()) != content:
             write_aside(self.path / f"config-until-{images:012d}.yaml", before)
         if codec:
             write_aside(self.codec, codec.to_bytes())
         write_aside(self.config, content)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def _identity(self) -> Path:
-        return self.path / "run.json"
-
-    def read_id(self) -> str | None:
-        """What tells this run from every other; None where its folder cannot be seen."""
-        return self._read_identity().get("id")
-
-    @property
-    def starts(self) -> int:
-        """How often the run was started, or went on."""
-        return self._read_identity().get("starts", 0)
-
-    @property
-    def started_in(self) -> str | None:
-        """The working folder of the last start, from which the relative paths of the configuration are meant."""
-        return self._read_identity().get("started_in")
-
-    def _read_identity(self) -> dict:
-        """What run.json holds; empty where they cannot be read."""
-        try:
-            return _Identity.model_validate_json(self._identity.read_bytes()).model_dump()
-        except (OSError, ValueError):
-            return {}
 
     def newest_checkpoint(self) -> Path | None:
         found = list_checkpoints(self.checkpoints)

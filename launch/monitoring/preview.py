@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from data.errors import UserError
-from launch.cli import Parser, run, whole_number
+from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:

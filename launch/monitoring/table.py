@@ -9,7 +9,7 @@ from pathlib import Path
 # This checkout first: an environment shared by two checkouts must not import the code of the other one.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from trainer.exposition import FAMILIES
+from trainer.metrics.exposition import FAMILIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
 _BEGIN, _END = "<!-- made by launch/monitoring/table.py -->\n", "<!-- end of it -->\n"

@@ -22,7 +22,7 @@ from os import environ
 import yaml
 
 from data.errors import UserError
-from launch.cli import Parser, run, whole_number
+from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:

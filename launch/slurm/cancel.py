@@ -14,7 +14,7 @@ import time
 from tqdm import tqdm
 
 from data.errors import UserError
-from launch.cli import Parser, run
+from launch.commands.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Queued, cancel, live_jobs, note, read_queue
 
 EXAMPLES = """\

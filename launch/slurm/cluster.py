@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from data.errors import UserError
-from trainer.values import override, read_mapping, typed
+from data.values import override, read_mapping, typed
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n\r]*$")]  # what becomes one line of a script
 

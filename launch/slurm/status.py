@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import argparse
 
 from data.errors import UserError
-from launch.cli import Parser, run
+from launch.commands.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Event, Queued, jobs_of, read_queue
 
 EXAMPLES = """\
@@ -77,7 +77,7 @@ def _end(events: list[Event]) -> str:
 def _learned(path: Path, name: str, is_running: bool) -> tuple[str, str, str]:
     """Of a training: images so far of how many, speed, and the time that is left."""
     from trainer.config import load_config
-    from trainer.metrics import read_lines
+    from trainer.metrics.json_lines import read_lines
 
     file = path / FOLDER / f"{name}.yaml"
     if not file.exists():

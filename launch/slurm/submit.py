@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from launch.cli import Parser, run, whole_number
+from launch.commands.cli import Parser, run, whole_number
 
 if TYPE_CHECKING:
     from launch.slurm.cluster import Profile
@@ -139,7 +139,7 @@ def _single(options: argparse.Namespace, overrides: list[str]) -> _Order:
 
 def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """The steps of both stages that are not whole, in the directory of stage 2."""
-    from launch.stages import Stages
+    from launch.commands.stages import Stages
 
     stages = Stages.load(options.config, overrides)
     stages.require_fit(_world_size(options))
@@ -161,8 +161,8 @@ def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
 
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """An array, one place for each run that is not whole."""
+    from launch.commands.stages import why_trained
     from launch.slurm.sweep import load_sweep
-    from launch.stages import why_trained
 
     base, configs = load_sweep(Path(options.sweep), overrides)
     todo = [config for config in configs if not why_trained(config)]
@@ -196,7 +196,7 @@ def _job(
 
 def _training(name: str) -> str:
     """The command of a training, as shell; the configuration is the one that was written when it was submitted."""
-    from launch.stages import script
+    from launch.commands.stages import script
 
     return f'{shlex.quote(script("train.py"))} --config "$run/slurm/{name}.yaml" --resume auto'
 
@@ -207,8 +207,8 @@ def _world_size(options: argparse.Namespace) -> int:
 
 def _require_ready(config: "Config", world_size: int) -> None:
     """UserError now for what would end the job when its turn has come."""
+    from biglearn_vae.images import open_codec, open_index
     from data.sources import SOURCES
-    from trainer.build import open_codec, open_index
 
     config.micro_batch_size(world_size)
     source = SOURCES.get(config.data.source)

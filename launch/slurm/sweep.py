@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from data.errors import UserError
+from data.values import read_mapping, typed
 from trainer.config import Config, load_config
-from trainer.values import read_mapping, typed
 
 
 class Sweep(BaseModel, extra="forbid", frozen=True):

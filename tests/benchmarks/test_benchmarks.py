@@ -56,7 +56,7 @@ def tiny_task_batch():
     from data.batch import Batch
     from model.biglearn import BigLearnModel, ModelConfig
     from model.objective import ObjectiveConfig
-    from model.task import BigLearnTask
+    from trainer.tasks.biglearn import BigLearnTask
 
     sizes = {"embed_dim": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
     config = ModelConfig(**sizes, mask_tokens="dense", residual_init="xavier")

@@ -1,6 +1,6 @@
 import pytest
 
-from data.shards import prepare
+from data.prepare import prepare
 
 
 @pytest.fixture(scope="session")

@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.celeba import ATTRIBUTES, IMAGES, PARTITION, CelebA
 from data.errors import UserError
-from data.images import DamagedImageError, decode, has_more_frames
-from data.index import Index, load_index
-from data.shards import prepare
-from data.stream import Stream
-from data.verify import verify
+from data.prepare import prepare
+from data.prepare.verify import verify
+from data.read.index import Index, load_index
+from data.read.stream import Stream
+from data.sources.celeba import ATTRIBUTES, IMAGES, PARTITION, CelebA
+from data.sources.images import DamagedImageError, decode, has_more_frames
 
 
 def bounded(examples):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from biglearn_vae.observation import observe
 from data.patches import patchify
 from evaluation import gaussian
 from evaluation.gaussian import NOISES, ConditionalGaussian, squared_error
 from model.masks import STANDARD_MASKS, standard_mask
-from model.observation import observe
 
 SIDE, PATCH, NOISE = 8, 2, 0.003
 L = (SIDE // PATCH) ** 2

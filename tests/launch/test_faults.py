@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from biglearn_vae.checkpoint import list_checkpoints, newest_whole
 from tests.launch.conftest import assert_same_run, losses
-from trainer.checkpoint import list_checkpoints, newest_whole
 
 
 def command(tiny_file, run, *overrides) -> list:
@@ -39,15 +39,15 @@ def steps_made(run: Path) -> int:
 
 # Where the run is killed, and the steps of the newest checkpoint then: of two where it is written beside training.
 KILLS = {
-    "in the first step": ("trainer.accelerate_engine:AccelerateEngine.step 1", {0}),
-    "in a step": ("trainer.accelerate_engine:AccelerateEngine.step 4", {0, 2}),
+    "in the first step": ("trainer.engines.accelerate_engine:AccelerateEngine.step 1", {0}),
+    "in a step": ("trainer.engines.accelerate_engine:AccelerateEngine.step 4", {0, 2}),
     "in the optimizer": ("trainer.engines.optimizers.optimizer:Optimizer.step 6", {2, 4}),
-    "in an evaluation": ("model.task:BigLearnTask.evaluate 3", {2, 4}),
-    "before a checkpoint is begun": ("trainer.checkpoint_writer:start_writing 2", {2}),
-    "in the first file of a checkpoint": ("trainer.checkpoint:_sync 4", {2}),
-    "in the last file of a checkpoint": ("trainer.checkpoint:_sync 6", {2}),
-    "before a checkpoint is named": ("trainer.checkpoint_writer:complete 2", {2}),
-    "in the manifest of a checkpoint": ("trainer.checkpoint:write_aside 4", {2}),
+    "in an evaluation": ("trainer.tasks.biglearn:BigLearnTask.evaluate 3", {2, 4}),
+    "before a checkpoint is begun": ("trainer.checkpoints.writer:start_writing 2", {2}),
+    "in the first file of a checkpoint": ("biglearn_vae.checkpoint:_sync 4", {2}),
+    "in the last file of a checkpoint": ("biglearn_vae.checkpoint:_sync 6", {2}),
+    "before a checkpoint is named": ("trainer.checkpoints.writer:complete 2", {2}),
+    "in the manifest of a checkpoint": ("biglearn_vae.checkpoint:write_aside 4", {2}),
     "while an old checkpoint is removed": ("shutil:rmtree 4", {4}),
 }
 
@@ -73,7 +73,7 @@ def test_a_run_killed_again_and_again_at_random_goes_on_bit_for_bit(start, tiny_
     assert start("python", "launch/train.py", *command(tiny_file, whole, *overrides)).returncode == 0
     for seed in range(3):
         seconds = random.Random(seed).random() / 4
-        fault = f"kill+{seconds} trainer.accelerate_engine:AccelerateEngine.step 20"
+        fault = f"kill+{seconds} trainer.engines.accelerate_engine:AccelerateEngine.step 20"
         died = start("python", "tests/faults.py", *command(tiny_file, killed, *overrides), FAULT=fault)
         assert died.returncode == -signal.SIGKILL, died.stderr
     assert start("python", "launch/train.py", *command(tiny_file, killed, *overrides)).returncode == 0
@@ -85,7 +85,7 @@ def test_after_a_damaged_checkpoint_there_is_always_a_whole_one(start, tiny_file
     first = start("python", "launch/train.py", *command(tiny_file, run, *longer[:1], "checkpoint.every_images=64"))
     assert first.returncode == 0, first.stderr
     os.truncate(run / "checkpoints/img-000000000320/weights.safetensors", 100)
-    fault = "kill trainer.accelerate_engine:AccelerateEngine.step 4"
+    fault = "kill trainer.engines.accelerate_engine:AccelerateEngine.step 4"
     often = [*longer, "checkpoint.every_images=16"]
     killed = start("python", "tests/faults.py", *command(tiny_file, run, *often), FAULT=fault)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -114,8 +114,8 @@ def test_a_run_is_not_begun_where_another_one_lies(start, tiny_file, tmp_path):
 def test_a_signal_ends_the_step_with_a_checkpoint_and_exit_code_75(start, tiny_file, tmp_path, reference, name, engine):
     run, overrides = tmp_path / "run", [f"engine.name={engine}", "checkpoint.every_images=0"]
     step = {
-        "accelerate": "trainer.accelerate_engine:AccelerateEngine",
-        "deepspeed": "trainer.deepspeed_engine:DeepSpeedEngine",
+        "accelerate": "trainer.engines.accelerate_engine:AccelerateEngine",
+        "deepspeed": "trainer.engines.deepspeed_engine:DeepSpeedEngine",
     }
     fault = f"{name} {step[engine]}.step 3"
     stopped = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=fault)
@@ -132,9 +132,10 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_exit_code_75(start, tiny_f
 
 def test_more_signals_while_the_checkpoint_is_written_do_no_harm(start, tiny_file, tmp_path, reference):
     run = tmp_path / "run"
-    first = start("python", "tests/faults.py", *command(tiny_file, run), FAULT="SIGTERM trainer.checkpoint:_sync 2")
+    faulty = ("python", "tests/faults.py", *command(tiny_file, run))
+    first = start(*faulty, FAULT="SIGTERM biglearn_vae.checkpoint:_sync 2")
     assert first.returncode == 75, first.stderr
-    second = start("python", "tests/faults.py", *command(tiny_file, run), FAULT="SIGUSR1 trainer.checkpoint:complete 1")
+    second = start(*faulty, FAULT="SIGUSR1 biglearn_vae.checkpoint:complete 1")
     assert second.returncode in (0, 75), second.stderr
     assert start("python", "launch/train.py", *command(tiny_file, run)).returncode == 0
     assert_same_run(run, reference)
@@ -223,9 +224,8 @@ def test_two_runs_on_one_directory_are_refused_and_a_dead_ones_lock_is_not(start
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(start, tiny_file, tmp_path, reference):
     run = tmp_path / "run"
-    done = start(
-        "python", "tests/faults.py", *command(tiny_file, run), FAULT="nan model.task:BigLearnTask.sample_terms 3"
-    )
+    fault = "nan trainer.tasks.biglearn:BigLearnTask.sample_terms 3"
+    done = start("python", "tests/faults.py", *command(tiny_file, run), FAULT=fault)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
@@ -241,7 +241,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(start, tiny_file, tmp_
 def test_too_many_in_a_row_end_the_run_with_all_that_is_known(start, tiny_file, tmp_path, steps_late):
     run = tmp_path / "run"
     overrides = ["train.total_images=960", "train.max_skipped_steps=3", f"metrics.steps_late={steps_late}"]
-    fault = "nans model.task:BigLearnTask.sample_terms 5"
+    fault = "nans trainer.tasks.biglearn:BigLearnTask.sample_terms 5"
     done = start("python", "tests/faults.py", *command(tiny_file, run, *overrides), FAULT=fault)
     assert done.returncode == 3, done.stderr
     last = line_of(done.stderr, "error: ")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.shards import prepare
+from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae.export import Description
+from data.prepare import prepare
+from evaluation.figures import FIGURES
 from launch import sample
-from model.capabilities import BigLearnVAE
 from tests.launch.test_sample import COMMANDS
 from tests.trainer.conftest import TINY
 from trainer.build import build_task
 from trainer.config import Config
-from trainer.figures import FIGURES
-from trainer.trained import describe
 
 METHODS = ("biglearn_u", "biglearn_t", "vae")
 
@@ -32,7 +32,7 @@ def exports(tmp_path_factory):
     data = TINY["data"] | {"source": "folder", "shards": str(base / "shards")}
     for method in METHODS:
         config = Config.model_validate(TINY | {"data": data, "method": method, "run_dir": "run"})
-        BigLearnVAE(build_task(config).model, describe(config, 0)).export(base / method)
+        BigLearnVAE(build_task(config).model, Description.of(config, 0)).export(base / method)
     return base
 
 

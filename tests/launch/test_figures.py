@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae.export import Description
+from evaluation.figures import FIGURES
 from launch.figures import NUMBERS, _chosen
-from model.capabilities import BigLearnVAE
-from tests.trainer.test_figures import made_run
+from tests.evaluation.test_figures import made_run
 from trainer.build import build_task
 from trainer.config import load_config
-from trainer.figures import FIGURES
-from trainer.trained import describe
 
 NAMES = {*FIGURES, "13"}
 _MISSING = 115  # the grey of pixels that are not known
@@ -29,7 +29,7 @@ def vae_export(digits_run, tmp_path_factory):
     """The joint VAE, not trained."""
     config = load_config(digits_run / "config.yaml", ["method=vae"])
     folder = tmp_path_factory.mktemp("export") / "vae"
-    BigLearnVAE(build_task(config).model, describe(config, 0)).export(folder)
+    BigLearnVAE(build_task(config).model, Description.of(config, 0)).export(folder)
     return folder
 
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from data.index import INDEX_NAME
-from data.verify import verify
-from model.codec import CODEC
-from tests.data.test_celeba import write
+from data.prepare.verify import verify
+from data.read.index import INDEX_NAME
+from model.patch_autoencoder.codec import CODEC
+from tests.data.sources.test_celeba import write
 from tests.launch.conftest import assert_same_run
 
 pytestmark = pytest.mark.cluster

@@ -208,7 +208,7 @@ def test_mnist_is_written_in_parallel(run, mnist, tmp_path):
 def test_an_interrupt_exits_130_and_the_next_run_goes_on(run, mnist, tmp_path):
     out = tmp_path / "out"
     arguments = ["mnist", "--source", mnist, "--out", out, "--workers", "1"]
-    fault = {"COMMAND": "prepare.py", "FAULT": "SIGINT data.shards:write_shard 3"}
+    fault = {"COMMAND": "prepare.py", "FAULT": "SIGINT data.prepare.writing:write_shard 3"}
     interrupted = run(*arguments, script="tests/faults.py", **fault)
     assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
     assert len(list(out.glob("*.tar.json"))) == 2

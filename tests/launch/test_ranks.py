@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import LOST
+from launch.commands.cli import LOST
 from tests.launch.conftest import assert_same_run, losses
 from tests.programs import ROOT, free_ports
 
@@ -125,9 +125,9 @@ def two_ranks(start, tiny_file, tmp_path_factory) -> Path:
 
 
 KILLS = {
-    "a step": "trainer.deepspeed_engine:DeepSpeedEngine.step 4 1",
+    "a step": "trainer.engines.deepspeed_engine:DeepSpeedEngine.step 4 1",
     "an evaluation": "trainer.loop:evaluate 2 0",
-    "its part of a checkpoint": "trainer.checkpoint:_sync 5 1",
+    "its part of a checkpoint": "biglearn_vae.checkpoint:_sync 5 1",
 }
 
 
@@ -155,10 +155,10 @@ def test_a_signal_to_one_rank_stops_all(start, tiny_file, tmp_path, reference, e
     """The deepspeed launcher hands on the exit code; torchrun makes a 1 of every code."""
     run, arguments = tmp_path / "run", command(tiny_file, tmp_path / "run", f"engine.name={engine}")
     if engine == "deepspeed":
-        fault = "SIGUSR1 trainer.deepspeed_engine:DeepSpeedEngine.step 3 1"
+        fault = "SIGUSR1 trainer.engines.deepspeed_engine:DeepSpeedEngine.step 3 1"
         stopped = start("deepspeed", "--num_gpus", "2", "tests/faults.py", *arguments, FAULT=fault)
     else:
-        fault = "SIGUSR1 trainer.accelerate_engine:AccelerateEngine.step 3 1"
+        fault = "SIGUSR1 trainer.engines.accelerate_engine:AccelerateEngine.step 3 1"
         stopped = start.ranks(2, "tests/faults.py", *arguments, FAULT=fault)
     assert stopped.returncode == 75, stopped.stderr
     assert stopped.stderr.count("stopped by SIGUSR1 after 48 images") == 1
@@ -206,13 +206,13 @@ def processes_of(run: Path) -> list[str]:
 @pytest.mark.parametrize("engine", ["accelerate", "deepspeed 0", "deepspeed 2", "deepspeed 3"])
 def test_one_ranks_nan_makes_all_skip_the_step(start, tiny_file, tmp_path, reference, engine):
     run = tmp_path / "run"
-    fault = "nan model.task:BigLearnTask.sample_terms 3 1"
+    fault = "nan trainer.tasks.biglearn:BigLearnTask.sample_terms 3 1"
     done = start.ranks(2, "tests/faults.py", *command(tiny_file, run, *ENGINES[engine]), FAULT=fault)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
     one = tmp_path / "one"
-    fault = "nan model.task:BigLearnTask.sample_terms 3"
+    fault = "nan trainer.tasks.biglearn:BigLearnTask.sample_terms 3"
     assert start("python", "tests/faults.py", *command(tiny_file, one), FAULT=fault).returncode == 0
     kept = [[loss for loss in losses(r) if loss is not None] for r in (run, one)]
     assert kept[0] == pytest.approx(kept[1], rel=2e-5)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.errors import UserError
 from launch import sample
-from launch.cli import Parser
+from launch.commands.cli import Parser
 from model.masks import KINDS
 
 TEST = ("--test", "6")

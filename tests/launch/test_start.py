@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 WORLD_OF_ONE = """
 import launch, torch
 torch.set_num_threads = lambda threads: print("set", threads)
-from trainer.world import joined_world
+from trainer.ranks.world import joined_world
 with joined_world("cpu"):
     print(torch.get_num_threads())
 """

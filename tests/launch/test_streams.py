@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from data.verify import verify
-from launch.orphans import _LAUNCHER
+from data.prepare.verify import verify
+from launch.commands.orphans import _LAUNCHER
 from tests.launch.conftest import losses
 
 STREAMS = [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>/dev/full"]

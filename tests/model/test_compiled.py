@@ -7,8 +7,8 @@ from torch._dynamo.backends.debugging import aot_eager
 from data.batch import Batch
 from model.masks import Plan
 from model.objective import ObjectiveConfig
-from model.task import BigLearnTask
 from tests.model.test_biglearn import L, images, small_model
+from trainer.tasks.biglearn import BigLearnTask
 
 PLANS = [
     Plan(((0, L), (6, 4), (0, 5), (1, 1))),

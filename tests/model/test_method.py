@@ -9,10 +9,10 @@ from model.gaussian import Gaussian
 from model.masks import plan_masks
 from model.method import METHODS
 from model.objective import ObjectiveConfig, elbo_terms
-from model.task import BigLearnTask
 from tests.model.halves import HALVES
 from tests.model.mixture import MIXTURE_VAE, Mixture
 from tests.model.test_biglearn import D, L, Z, images
+from trainer.tasks.biglearn import BigLearnTask
 
 BETA = 0.05
 

@@ -16,12 +16,13 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from biglearn_vae.checkpoint import State
 from tests.trainer.conftest import tiny as tiny  # the fixture
 from trainer.build import build_task
-from trainer.checkpoint import State
-from trainer.exporter import Exporter, make_exporter
-from trainer.exposition import FAMILIES, Exposition, known_peak
-from trainer.metrics import REGISTRY, MetricsConfig
+from trainer.build_exporter import make_exporter
+from trainer.metrics.exporter import Exporter
+from trainer.metrics.exposition import FAMILIES, Exposition, known_peak
+from trainer.metrics.registry import REGISTRY, MetricsConfig
 from trainer.run_directory import RunDirectory
 
 LINE = {
@@ -197,7 +198,7 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
         assert found["biglearn_parameters", ()] == sum(p.numel() for p in task.parameters())
         names.add(made.labels["run"])
     (name,) = names
-    assert name == f"run-{run.read_id()[:6]}"
+    assert name == f"run-{run.record().id[:6]}"
     (labels,) = [labels for name, labels in found if name == "biglearn_run_info"]
     assert {"32x2", "cpu", "accelerate", "fp32"} <= {*labels}
 

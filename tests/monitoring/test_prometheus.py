@@ -20,7 +20,7 @@ from launch.monitoring.preview import FOLDER, Series, Source, answers
 from launch.monitoring.preview import main as preview
 from tests.programs import Starter, free_ports
 from tests.trainer.conftest import TINY
-from trainer.metrics import read_lines
+from trainer.metrics.json_lines import read_lines
 
 pytestmark = pytest.mark.cluster
 

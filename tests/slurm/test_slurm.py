@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launch.slurm.jobs import read_history
-from tests.data.test_celeba import write
+from tests.data.sources.test_celeba import write
 from tests.launch.test_pipeline import SMALL
 from tests.slurm.conftest import log, losses, starts
 

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from model.capabilities import BigLearnVAE
+from biglearn_vae.capabilities import BigLearnVAE
 
 LOSSES = [74.61697387695312, 75.42179107666016]
 

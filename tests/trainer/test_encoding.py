@@ -12,21 +12,22 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from biglearn_vae.checkpoint import State
+from biglearn_vae.images import open_codec, open_index
+from biglearn_vae.trained import read_patch_autoencoder
 from data.errors import UserError
-from data.index import INDEX_NAME, encode_command, load_index
-from data.shard_files import locked
-from data.shards import prepare
-from data.stream import Stream
-from data.verify import verify
-from model.codec import CODEC, codes_of, read_codec, weights_sha256
-from model.patch_autoencoder import PatchAutoencoder
+from data.prepare import prepare
+from data.prepare.shard_files import locked
+from data.prepare.verify import verify
+from data.read.index import INDEX_NAME, encode_command, load_index
+from data.read.stream import Stream
+from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
+from model.patch_autoencoder.network import PatchAutoencoder
 from trainer import encoding
-from trainer.build import build_parts, open_codec, open_index
-from trainer.checkpoint import State
-from trainer.checkpoint_writer import CheckpointWriter
+from trainer.build import build_parts
+from trainer.checkpoints.writer import CheckpointWriter
 from trainer.encoding import encode_images, merge, moments_of
 from trainer.resume import identity, restore
-from trainer.trained import read_patch_autoencoder
 
 
 @pytest.fixture(scope="module")

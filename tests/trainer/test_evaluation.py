@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.index import load_index
-from data.stream import Stream
-from model import task as tasks
-from model.task import ACTIVE_VARIANCE, INPAINTING_ERRORS
+from data.read.index import load_index
+from data.read.stream import Stream
 from trainer.build import build_task
 from trainer.evaluation import EvaluateConfig, evaluate
+from trainer.tasks import task as tasks
+from trainer.tasks.biglearn import ACTIVE_VARIANCE, INPAINTING_ERRORS
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from data.batch import Batch
 from data.randomness import uniform
 from trainer.build import build_engine, build_task
 from trainer.config import load_config
-from trainer.schedule import Rates, ema_decay, learning_share
+from trainer.engines.schedule import Rates, ema_decay, learning_share
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("golden_losses.json")
@@ -69,7 +69,7 @@ def test_losses_are_the_golden_ones(case, measured):
 
 
 if __name__ == "__main__":
-    from trainer.world import join_world
+    from trainer.ranks.world import join_world
 
     the_world = join_world("cpu")
     print(json.dumps({case: first_losses(case, the_world) for case in CASES}, indent=1))

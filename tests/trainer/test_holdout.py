@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from biglearn_vae.checkpoint import load_checkpoint
+from biglearn_vae.images import open_index, open_stream
 from data.errors import UserError
-from data.holdout import split_training
-from data.index import load_index
-from data.stream import Stream
-from launch.stages import why_trained
-from tests.trainer.test_checkpoint import forge
-from trainer.build import build_parts, build_task, open_index, open_stream
-from trainer.checkpoint import load_checkpoint
+from data.read.holdout import split_training
+from data.read.index import load_index
+from data.read.stream import Stream
+from launch.commands.stages import why_trained
+from tests.biglearn_vae.test_checkpoint import forge
+from trainer.build import build_parts, build_task
 from trainer.evaluation import evaluate
 from trainer.loop import train
+from trainer.ranks.stop import StopRequest
 from trainer.run_directory import RunDirectory
-from trainer.stop import StopRequest
 
 
 def run_of(config, world, resume=False) -> dict:

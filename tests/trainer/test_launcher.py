@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from data.errors import RankError
-from trainer.launcher import adopt_environment, first_host, parse_first_host
+from trainer.ranks.launcher import adopt_environment, first_host, parse_first_host
 
 NODELISTS = {
     "a": "a",
@@ -34,7 +34,7 @@ def test_the_first_host_of_a_nodelist(nodelist, monkeypatch):
 def test_scontrol_says_the_same(monkeypatch, tmp_path):
     (tmp_path / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\nNodeName=localhost\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
-    from trainer import launcher
+    from trainer.ranks import launcher
 
     monkeypatch.setattr(launcher, "parse_first_host", lambda nodelist: "our own")
     found = {nodelist: first_host(nodelist) for nodelist in NODELISTS}

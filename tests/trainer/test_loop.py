@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from data.index import load_index
-from data.stream import Stream
-from trainer.accelerate_engine import AccelerateEngine
+from biglearn_vae.checkpoint import load_checkpoint
+from data.read.index import load_index
+from data.read.stream import Stream
 from trainer.build import build_task
-from trainer.checkpoint import load_checkpoint
+from trainer.engines.accelerate_engine import AccelerateEngine
+from trainer.engines.schedule import learning_share
 from trainer.evaluation import evaluate
-from trainer.exposition import Exposition
 from trainer.loop import _is_due, train
+from trainer.metrics.exposition import Exposition
+from trainer.ranks.stop import StopRequest
 from trainer.run_directory import RunDirectory
-from trainer.schedule import learning_share
-from trainer.stop import StopRequest
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from data.errors import NonFiniteError
-from trainer.metrics import JsonLines, Metrics, MetricsConfig, read_lines, spent
+from trainer.metrics.json_lines import JsonLines, read_lines, spent
+from trainer.metrics.recorder import Metrics
+from trainer.metrics.registry import MetricsConfig
 
 
 def terms(loss: float, skipped: float = 0.0) -> dict[str, torch.Tensor]:
@@ -42,7 +44,7 @@ def test_what_becomes_of_the_terms_after_the_step_does_not_matter():
 
 def test_seconds_belong_to_one_line_and_speed_to_the_images_since_the_last(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("trainer.metrics.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("trainer.metrics.recorder.time", SimpleNamespace(monotonic=lambda: now))
     lines = []
     metrics = Metrics(MetricsConfig(steps_late=0), 8000, [lines.append])
     with metrics.phase("evaluation"):

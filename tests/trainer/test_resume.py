@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from biglearn_vae.checkpoint import State
 from data.batch import Batch
 from data.errors import NonFiniteError, UserError
-from tests.trainer.test_checkpoint import forge
+from tests.biglearn_vae.test_checkpoint import forge
 from trainer.build import build_parts
-from trainer.checkpoint import State
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.engine import EngineConfig
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.engines.engine import EngineConfig
+from trainer.engines.schedule import Rates
 from trainer.resume import identity, restore
-from trainer.schedule import Rates
 
 RATES = Rates(learning=1.0, ema_decay=0.5, beta=0.01)
 
@@ -138,7 +138,7 @@ def test_what_is_written_is_the_state_at_the_start(saved, tmp_path, monkeypatch)
     """Training goes on while the thread writes; the checkpoint does not see it."""
     import threading
 
-    from trainer import checkpoint_writer
+    from trainer.checkpoints import writer as checkpoint_writer
 
     config, parts, _ = saved
     held = threading.Event()

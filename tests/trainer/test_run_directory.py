@@ -113,12 +113,12 @@ def test_the_configuration_until_a_change_stays(tiny):
     run.acquire(resume=True)
     for config, images in ((first, 0), (first, 32), (second, 64)):
         run.create(config, images, None)
-        identity = run.read_id()
+        identity = run.record().id
     assert load_config(run.config) == second
     assert load_config(run.path / "config-until-000000000064.yaml") == first
     assert len(list(run.path.glob("config*.yaml"))) == 2
-    assert RunDirectory(first.run_dir).read_id() == identity is not None
-    assert run.starts == 3
+    assert RunDirectory(first.run_dir).record().id == identity is not None
+    assert run.record().starts == 3
 
 
 def test_evaluations_by_place(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from model.objective import ObjectiveConfig
 from trainer.engines.optimizers.config import OptimizerConfig
-from trainer.schedule import ScheduleConfig, beta_at, ema_decay, learning_share
+from trainer.engines.schedule import ScheduleConfig, beta_at, ema_decay, learning_share
 
 
 def shares(images, **schedule):

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from trainer import stop as module
-from trainer.stop import StopRequest
+from trainer.ranks import stop as module
+from trainer.ranks.stop import StopRequest
 
 ENDS = [
     number

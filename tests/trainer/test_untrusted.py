@@ -14,12 +14,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from biglearn_vae.checkpoint import Checkpoint, load_checkpoint, newest_whole
 from data.errors import UserError
+from tests.biglearn_vae.test_checkpoint import checkpoint, forge, save
 from tests.trainer.conftest import TINY
-from tests.trainer.test_checkpoint import checkpoint, forge, save
-from trainer.checkpoint import Checkpoint, load_checkpoint, newest_whole
 from trainer.config import Config, load_config
-from trainer.metrics import read_lines
+from trainer.metrics.json_lines import read_lines
 from trainer.run_directory import RunDirectory
 
 fuzz = settings(
@@ -243,4 +243,4 @@ def test_logs_and_run_ids(tmp_path, content):
         (tmp_path / name).write_bytes(content)
     assert all(isinstance(line["images"], int) for line in read_lines(run.metrics))
     assert run.evaluation(8) is None or run.evaluation(8)["images"] == 8
-    run.read_id()
+    run.record()

@@ -1,0 +1,5 @@
+"""From images as people have them to a folder of shards."""
+
+from data.prepare.writing import prepare
+
+__all__ = ["prepare"]

@@ -1,0 +1,203 @@
+"""Shards as files: plain tar files of records, written completely or not at all, and the folder they lie in."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from webdataset import TarWriter
+
+from data.errors import UserError, printable
+from data.files import aside_of, lock, sync_directory, write_aside
+from data.read import records
+from data.read.index import INDEX_NAME, Member, Moments, Recipe, Record, Replaced, Shard, Sidecar, sidecar_path
+
+log = logging.getLogger(__name__)
+
+# What prepare and encode write first into their index, whatever their version.
+_INDEX_HEAD = re.compile(rb'\s*{\s*"version": ?\d+,\s*"source": ?"')
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.tar")
+_ASIDE = re.compile(r"(.+)\.\d+\.tmp")
+
+Portion = tuple[str, np.ndarray, np.ndarray]  # a record: its key, the images or their codes, their labels (N,)
+
+
+def write_shard(
+    path: Path,
+    recipe: Recipe,
+    portions: Iterable[Portion],
+    replaced: Sequence[Replaced] = (),
+    moments: Callable[[], Moments] | None = None,
+) -> Shard:
+    """Write one shard and its sidecar: aside, flushed to the disk, then renamed.
+
+    The sidecar comes first, so that no shard is ever there that nothing names. replaced, moments: are looked at after
+    the portions, which may add to them.
+    """
+    part = "codes" if recipe.codes else "images"
+    aside = aside_of(path)
+    try:
+        counts = _write_tar(aside, part, portions)
+        with tarfile.open(aside) as tar:
+            members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
+        with aside.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found = (
+            Record(
+                key=key,
+                count=count,
+                crc32=members[f"{key}.crc32.npy"],
+                labels=members[f"{key}.labels.npy"],
+                **{part: members[f"{key}.{part}.npy"]},
+            )
+            for key, count in counts.items()
+        )
+        size = aside.stat().st_size
+        shard = Shard(name=path.name, bytes=size, sha256=sha256, records=tuple(found), replaced=tuple(replaced))
+        path.unlink(missing_ok=True)  # an older one of the same size would pass for what the sidecar says
+        sidecar = Sidecar(**recipe.model_dump(), shard=shard, moments=moments() if moments else None)
+        write_aside(sidecar_path(path), sidecar.model_dump_json(exclude_none=True).encode())
+        os.replace(aside, path)
+        sync_directory(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+    return shard
+
+
+def _write_tar(path: Path, part: str, portions: Iterable[Portion]) -> dict[str, int]:
+    """Images of each record by its key."""
+    counts = {}
+    with path.open("wb") as file:
+        # Fixed owner, mode and time, so that the same images give the same bytes.
+        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
+        with writer:
+            for key, content_BN, label_B in portions:
+                writer.write(
+                    {
+                        "__key__": key,
+                        "crc32.npy": records.encode(records.checksums(content_BN, label_B)),
+                        f"{part}.npy": records.encode(content_BN),
+                        "labels.npy": records.encode(label_B.astype("<i8")),
+                    }
+                )
+                counts[key] = len(label_B)
+        file.flush()
+        os.fsync(file.fileno())
+    return counts
+
+
+def read_sidecar(path: Path, recipe: Recipe, images: int) -> Sidecar | None:
+    """What stands beside a shard, if the shard is there, whole, of so many images and made by this recipe."""
+    sidecar = _sidecar_or_none(sidecar_path(path))
+    if sidecar is None or sidecar.recipe() != recipe or sidecar.shard.images != images:
+        return None
+    return sidecar if is_there(path, sidecar.shard) else None
+
+
+def names_of(shard: Path) -> set[str]:
+    """Of the two files that a shard is: the tar and its sidecar."""
+    return {shard.name, sidecar_path(shard).name}
+
+
+def is_there(path: Path, shard: Shard) -> bool:
+    """Whether a file is, by its name and size, this shard."""
+    try:
+        return (path.name, path.stat().st_size) == (shard.name, shard.bytes)
+    except FileNotFoundError:
+        return False
+
+
+def _sidecar_or_none(path: Path) -> Sidecar | None:
+    try:
+        return Sidecar.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValidationError):
+        return None
+
+
+def claim(folder: Path, wanted: set[str], owned: set[str] = frozenset()) -> set[str]:
+    """The files of a folder that are ours: the only ones that may be removed or replaced. Call under its lock.
+
+    Ours is what an index or a sidecar of ours names, and what the caller knows as `owned`. wanted: names that are to
+    be written. Raises UserError where one of them is there and not ours, or where shards of others lie and no index of
+    ours. What killed runs left aside of our files is removed.
+    """
+    ours = owned | _named(folder)
+    there = {path.name for path in folder.iterdir()}
+    theirs = (wanted & there) - ours
+    if INDEX_NAME not in ours:
+        theirs |= {name for name in there - ours if name.endswith(".tar")}
+    if theirs:
+        shown = printable(min(theirs)) + (f" and {len(theirs) - 1} more" if len(theirs) > 1 else "")
+        raise UserError(
+            f"{folder} holds files that no index or sidecar of ours names ({shown}): choose another --out, or move"
+            " them away"
+        )
+    for name in there:
+        if (aside := _ASIDE.fullmatch(name)) and aside[1] in wanted | ours:
+            (folder / name).unlink()
+    return ours & there
+
+
+def _named(folder: Path) -> set[str]:
+    """The index, if it is ours, and the names in it, even if it is damaged otherwise or of another version; and the
+    names in the valid sidecars."""
+    names: set[str] = set()
+    for path in folder.glob("*.tar.json"):
+        sidecar = _sidecar_or_none(path)
+        if sidecar and sidecar_path(folder / sidecar.shard.name) == path:
+            names |= names_of(folder / sidecar.shard.name)
+    index = folder / INDEX_NAME
+    try:
+        content = index.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return names
+    if _INDEX_HEAD.match(content):
+        names.add(INDEX_NAME)
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # whatever is in it
+            shards = [shard["name"] for shards in json.loads(content)["splits"].values() for shard in shards]
+            names = names.union(*(names_of(folder / name) for name in shards if _SHARD_NAME.fullmatch(name)))
+    return names
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of ours: shards before what names them, so that what an interruption leaves is known as ours."""
+    for name in sorted(names, key=lambda name: (name == INDEX_NAME, name.endswith(".json"), name)):
+        (folder / name).unlink(missing_ok=True)
+
+
+def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command: str) -> None:
+    """UserError when a folder holds shards of another recipe than wanted."""
+    differing = [name for name in Recipe.model_fields if getattr(found, name) != getattr(wanted, name)]
+    if differing:
+        plain = [name for name in differing if name not in ("source_sha256", "codes")]
+        what = [f"{name} {getattr(found, name)}" for name in plain]
+        what += ["codes of another PatchAE"] if "codes" in differing else []
+        fault = f"{folder} holds other data ({' and '.join(what) or 'other images'})"
+        raise UserError(f"{fault}: choose another --out, or replace it with {overwrite_command}")
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """One writer at a time. Raises BlockingIOError when there is another one and `wait` is not set.
+
+    A folder that nobody here can write needs no lock: what is whole can still be looked at.
+    """
+    path = folder / ".lock"
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("a"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            file = stack.enter_context(path.open()) if os.access(path, os.R_OK) else None
+        if file and not lock(file, wait=wait):
+            log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
+        yield

@@ -1,0 +1,79 @@
+"""The `data` section of a configuration."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data.errors import UserError
+from data.read.holdout import HOLDOUT
+from data.read.index import require_folder_path
+from data.section import Section
+from data.sources import SOURCES
+
+
+class DataConfig(Section):
+    """Which images are read, from where and how they are cut into tokens."""
+
+    # Name of the data set: a key of SOURCES in data.sources.
+    source: str
+    # Folder with the shards of the images and their index.json; every process must see it at this path.
+    shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
+    # Side of the square images, pixels.
+    image_size: int = Field(32, gt=0)
+    # Side of a square patch, pixels.
+    patch_size: int = Field(4, gt=0)
+    # A split of at most so many bytes, uint8 pixels or float16 codes, stays in memory; a larger one is read at random.
+    memory_bytes: int = Field(2**31, ge=0)
+    # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
+    max_damaged: int = Field(100, ge=0)
+    # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
+    holdout: int = Field(0, ge=0)
+    # Threads that read batches ahead; 0 reads in the training loop.
+    workers: int = Field(0, ge=0)
+    # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
+    code_dim: int | None = Field(None, gt=0)
+    # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
+    encode: Literal["ahead", "on_the_fly"] = "ahead"
+    # Folder of the latent shards and of codec.safetensors, which encoding on the fly needs as well.
+    latents: str = Field(default_factory=lambda values: f"{values.get('shards')}_latents")
+    # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; None takes those of any.
+    patch_autoencoder: str | None = None
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source not in SOURCES:
+            raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
+        return source
+
+    @field_validator("shards", "latents")
+    @classmethod
+    def _folder(cls, folder: str) -> str:
+        if folder in ("", "~"):
+            raise ValueError("Input should be a folder")
+        try:
+            require_folder_path(folder)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return folder
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> "DataConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """L: tokens of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def evaluated_split(self) -> str:
+        """What a run evaluates and draws: the split "test", or "holdout" where images are held out."""
+        return HOLDOUT if self.holdout else "test"
+
+    @property
+    def token_dim(self) -> int:
+        """D: width of one token, 3 * patch_size^2 values in [0, 1] or a standardised code."""
+        return self.code_dim or 3 * self.patch_size**2

@@ -1,0 +1,142 @@
+"""The steps from raw faces to a trained Ξ: what each does, and what of it is done already."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from biglearn_vae.before import OF_BEFORE
+from biglearn_vae.checkpoint import newest_whole
+from biglearn_vae.images import open_codec, open_index
+from data.errors import UserError
+from data.read.index import INDEX_NAME
+from data.sources import SOURCES
+from trainer.config import Config, load_config
+from trainer.resume import identity
+from trainer.run_directory import RunDirectory
+
+LAUNCH = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    command: the script and its arguments, which any number of processes can run together if `parallel`.
+    work: the folder that it fills file by file. config: of a training, all overrides in it. whole: why it need not
+    run, or None.
+    """
+
+    name: str
+    title: str
+    command: list[str]
+    work: Path
+    parallel: bool = True
+    config: Config | None = None
+    whole: str | None = None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Both trainings as they were asked for: a configuration file each, and the overrides that belong to it.
+
+    overrides: those of launch/train.py for stage 2; with "stage_1." before them, for stage 1. run_dir=DIR puts
+    everything below DIR. Raises UserError where the file has one stage alone, or the two do not fit.
+    """
+
+    stage_1: Config
+    stage_2: Config
+    path_1: str
+    path_2: str
+    overrides_1: tuple[str, ...]
+    overrides_2: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: str, overrides: Sequence[str]) -> "Stages":
+        of_stage_1 = [text.removeprefix("stage_1.") for text in overrides if text.startswith("stage_1.")]
+        of_stage_2 = [text for text in overrides if not text.startswith("stage_1.")]
+        given = {text.partition("=")[0] for text in of_stage_2}
+        if "run_dir" in given:
+            base = Path(load_config(path, of_stage_2).run_dir)
+            below = {"data.shards": "images", "data.latents": "latents", "data.patch_autoencoder": "patch_ae"}
+            of_stage_2 += [f"{key}={base / name}" for key, name in below.items() if key not in given]
+        stage_2 = load_config(path, of_stage_2)
+        data = stage_2.data
+        if not stage_2.stage_1 or not data.code_dim or not data.patch_autoencoder:
+            raise UserError(
+                f"{path} has one stage alone: name the configuration of its PatchAE as stage_1, and set"
+                " data.code_dim; or train it with launch/train.py"
+            )
+        instead = {"run_dir": "data.patch_autoencoder", "data.shards": "data.shards", "data.source": "data.source"}
+        for key in {text.partition("=")[0] for text in of_stage_1} & instead.keys():
+            raise UserError(f"stage_1.{key} is shared by both stages: set {instead[key]}=...")
+        of_stage_1 += [f"run_dir={data.patch_autoencoder}", f"data.shards={data.shards}", f"data.source={data.source}"]
+        stage_1 = load_config(stage_2.stage_1, of_stage_1)
+        if stage_1.method != "patch_ae":
+            raise UserError(f"stage_1 of {path} is a {stage_1.method}, no patch_ae: name configs/celeba_patchae.yaml")
+        if Path(data.latents).resolve() == Path(data.shards).resolve():
+            raise UserError(f"data.latents and data.shards are both {data.shards}: set data.latents to another folder")
+        if stage_1.data.image_size != data.image_size:
+            sizes = f"{stage_1.data.image_size} pixels in {stage_2.stage_1}, {data.image_size} in {path}"
+            raise UserError(f"both stages need images of one size, not {sizes}: set data.image_size alike")
+        return cls(stage_1, stage_2, stage_2.stage_1, path, tuple(of_stage_1), tuple(of_stage_2))
+
+    def require_fit(self, world_size: int) -> None:
+        """UserError when a batch of either stage does not split over so many processes."""
+        for config in (self.stage_1, self.stage_2):
+            config.micro_batch_size(world_size)
+
+    def steps(self, source: str | None) -> Iterator[Step]:
+        """prepare, stage_1, encode, stage_2, each looked at when its turn has come. source: of the original files."""
+        data = self.stage_2.data
+        command = [script("prepare.py"), data.source, "--out", data.shards, "--image-size", str(data.image_size)]
+        command += ["--source", source] if source else []
+        is_there = (Path(data.shards) / INDEX_NAME).exists()
+        if SOURCES[data.source].image_files and not source and not is_there:
+            raise UserError(f"{data.shards} has no images: give the folder of the original files with --source DIR")
+        whole = "they are there, and without --source there is nothing to compare them with"
+        title, work = f"prepare the images of {data.source} in {data.shards}", Path(data.shards)
+        yield Step("prepare", title, command, work, parallel=False, whole=whole if is_there and not source else None)
+
+        title = f"stage 1, train the PatchAE in {self.stage_1.run_dir}"
+        yield _training("stage_1", title, self.path_1, self.overrides_1, self.stage_1)
+
+        command = [script("encode.py"), "--images", data.shards, "--patch-autoencoder", self.stage_1.run_dir]
+        command += ["--out", data.latents, "--device", self.stage_2.engine.device]
+        command += ["--statistics-only"] if data.encode == "on_the_fly" else []
+        yield Step("encode", f"encode the images in {data.latents}", command, Path(data.latents))  # it says when whole
+
+        title = f"stage 2, train on the codes in {self.stage_2.run_dir}"
+        yield _training("stage_2", title, self.path_2, self.overrides_2, self.stage_2)
+
+
+def script(name: str) -> str:
+    """A script of launch/, as it is called from here."""
+    here = Path.cwd()
+    path = LAUNCH / name
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _training(name: str, title: str, path: str, overrides: Sequence[str], config: Config) -> Step:
+    command = [script("train.py"), "--config", path, "--resume", "auto", *overrides]
+    work = RunDirectory(config.run_dir).checkpoints
+    return Step(name, title, command, work, config=config, whole=why_trained(config))
+
+
+def why_trained(config: Config) -> str | None:
+    """Why a run need not go on: this very model has seen all its images. None when it must."""
+    run = RunDirectory(config.run_dir)
+    if not run.config.exists():
+        return None
+    _, checkpoint, _ = newest_whole(run.checkpoints)
+    if checkpoint is None or checkpoint.state.images < config.total_images:
+        return None
+    if not run.evaluation(checkpoint.state.images):
+        return None  # it was stopped in its last step
+    try:
+        codec = open_codec(config.data)
+        wanted = identity(config, open_index(config.data, codec), codec)
+    except UserError:
+        return None  # launch/train.py says what is wrong,
+    if OF_BEFORE | checkpoint.state.identity != wanted:
+        return None  # and what differs
+    return f"it has learned from {checkpoint.state.images:,} images, and {config.total_images:,} are asked for"

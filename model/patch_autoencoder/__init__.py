@@ -1,0 +1,1 @@
+"""Stage 1 of faces: one patch to one code and back, and what codes are made with."""

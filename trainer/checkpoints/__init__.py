@@ -1,0 +1,1 @@
+"""Checkpoints while training: written beside the steps, and gone on from."""

@@ -1,0 +1,130 @@
+"""ZeRO stages 0 to 3 through DeepSpeed's engine."""
+
+import logging
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import nn
+
+from trainer.engines.engine import Engine, EngineConfig, is_invalid, mean_of
+from trainer.engines.optimizers.config import OptimizerConfig
+from trainer.engines.optimizers.optimizer import Optimizer
+from trainer.engines.optimizers.pieces import Contiguous, Interleaved
+from trainer.ranks.world import World
+
+# The shared-memory collectives for CPU ranks would be compiled at the first run (a minute); gloo serves as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+class DeepSpeedEngine(Engine):
+    def __init__(
+        self,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        task: nn.Module,
+        world: World,
+        micro_batch_size: int,
+        accumulation_steps: int,
+        max_grad_norm: float | None,
+    ):
+        self.world, self.stage = world, config.zero_stage
+        self.optimizer = Optimizer(task, optimizer, config.dtype)
+        # Inside engine.step(), after the norm is known and before the first of its calls of the optimizer.
+        self.optimizer.register_step_pre_hook(lambda *_: self.optimizer.skip_if(self._skipped()))
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": accumulation_steps,
+            "gradient_clipping": max_grad_norm or 0.0,
+            # A sub-group is a group of parameters: what steps together holds all of its matrices.
+            "zero_optimization": {"stage": config.zero_stage, "sub_group_size": 2**62},
+            "zero_allow_untested_optimizer": True,  # ours
+            "steps_per_print": 2**62,
+        }
+        if config.precision == "bf16":  # of products, as in the other engine; weights, norms and sums stay in fp32
+            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        deepspeed.init_distributed()
+        self.engine, *_ = deepspeed.initialize(model=task, optimizer=self.optimizer, config=settings)
+        seen = (self.engine.global_rank, self.engine.world_size)
+        assert seen == (world.rank, world.size), f"DeepSpeed sees rank and world {seen}, the launcher made {world}"
+        self.parameters = dict(task.named_parameters())
+        self.kinds = {"weights": [*self.parameters], **self.optimizer.kinds}
+        self.beta = torch.zeros((), device=world.device)
+        self._hold_pieces()
+        self._create_state(steps=0)
+
+    def step(self, batches, plan, rates):
+        self.beta.fill_(rates.beta)
+        terms = []
+        for micro, batch in enumerate(batches):
+            with self.phase("forward"):
+                loss, micro_terms = self.engine(batch, plan, self.beta)
+            with self.phase("backward"):
+                self.engine.backward(loss)
+            terms.append(micro_terms)
+            if micro < len(batches) - 1:
+                self.engine.step()  # counts the accumulation
+        means = mean_of(terms)
+        if self.stage == 0:  # DeepSpeed does not compute the norm in this stage
+            means["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
+        self.means = self.mean_over_ranks(means)
+        self.optimizer.set_rates(rates.learning, rates.ema_decay)
+        self.engine.step()
+        return {**self.means, "gradient_norm": self._gradient_norm(), "skipped": self._skipped()}
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """Of the coming or the last step, over all ranks; not finite where DeepSpeed marks it as invalid, by -1."""
+        if self.stage == 0:
+            return self.means["gradient_norm"]
+        norm = torch.as_tensor(self.engine.optimizer._global_grad_norm, device=self.world.device).float()
+        return torch.where(norm < 0, torch.nan, norm)
+
+    def _skipped(self) -> torch.Tensor:
+        return is_invalid(*self.means.values(), self._gradient_norm())
+
+    def named_state(self, kind):
+        for name in self.kinds[kind]:
+            yield name, self._get(self.parameters[name], kind)
+
+    @torch.no_grad()
+    def load_full_state(self, state, steps):
+        self._create_state(steps)
+        for kind, names in self.kinds.items():
+            for name in names:
+                self._set(self.parameters[name], kind, state[kind][name].to(self.world.device))
+
+    def _hold_pieces(self) -> None:
+        """In stages 1 to 3 the optimizer updates, not parameters, but flat pieces of all parameters of a group."""
+        if self.stage == 3:
+            self.optimizer.hold([[flat] for flat in self.engine.optimizer.fp32_partitioned_groups_flat], Interleaved)
+        elif self.stage:
+            self.optimizer.hold([group["params"] for group in self.optimizer.param_groups], Contiguous)
+
+    def _create_state(self, steps: int) -> None:
+        """Make the optimizer's state before the first step, so that it can be read and set at any time."""
+        self.optimizer.create_state(steps)
+        if self.stage in (1, 2):
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _get(self, p: nn.Parameter, kind: str) -> torch.Tensor:
+        if self.stage == 0:
+            return (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
+        value = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
+        return value.detach()
+
+    def _set(self, p: nn.Parameter, kind: str, value: torch.Tensor) -> None:
+        if self.stage == 0:
+            (p if kind == "weights" else self.optimizer.state[p][kind]).copy_(value)
+        elif kind != "weights":
+            safe_set_full_optimizer_state(p, value, kind)
+        else:
+            safe_set_full_fp32_param(p, value)  # the fp32 master, then the weights that compute
+            with deepspeed.zero.GatheredParameters([p], modifier_rank=0, enabled=self.stage == 3):
+                p.copy_(value)

@@ -1,0 +1,130 @@
+"""The one interface between the loop and what spreads a step over processes."""
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from data.batch import Batch
+from data.section import Section
+from model.masks import Plan
+from trainer.engines.schedule import Rates
+from trainer.ranks.world import World
+
+# The newer names of its collectives are not in every torch that is supported.
+warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
+
+
+class EngineConfig(Section):
+    """deepspeed: many GPUs and nodes, ZeRO. accelerate: a laptop or one GPU, DDP for several."""
+
+    name: Literal["deepspeed", "accelerate"] = "deepspeed"
+    zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
+    timeout_seconds: int = Field(600, gt=0)  # that a rank waits for the others before it gives up
+    compile: bool = False  # torch.compile; the first step takes about a minute more
+    cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of large products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @model_validator(mode="after")
+    def _sound(self):
+        if self.name == "deepspeed" and self.zero_stage == 3 and self.compile:
+            raise ValueError(
+                "compile does not go with stage 3, which gathers weights in hooks: set engine.zero_stage to 0, 1 or 2, "
+                "or engine.compile=false"
+            )
+        if self.name == "deepspeed" and self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs needs the accelerate engine: set engine.name=accelerate or engine.cuda_graphs=false"
+            )
+        return self
+
+
+class Engine(ABC):
+    """Trains one task on all processes of a world. Every method is collective: all ranks call it."""
+
+    world: World
+    kinds: dict[str, list[str]]  # of state (weights, the moments, ema): the names of the parameters that have it
+    can_be_timed = True  # whether the phases of a step are the host's to see
+    _seconds: Counter[str] | None = None
+
+    def timed_step(self, *inputs) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """`step`, and the seconds of its phases, for which the host waits for the device."""
+        if not self.can_be_timed:
+            return self.step(*inputs), {}
+        self._seconds, began = Counter(), self._now()
+        terms = self.step(*inputs)
+        seconds, self._seconds = self._seconds, None
+        seconds["seconds_optimizer"] = self._now() - began - seconds.total()
+        return terms, seconds
+
+    @contextmanager
+    def phase(self, name: str):
+        """What happens inside is `seconds_<name>` of a timed step."""
+        if self._seconds is None:
+            yield
+            return
+        began = self._now()
+        yield
+        self._seconds[f"seconds_{name}"] += self._now() - began
+
+    def _now(self) -> float:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+    @abstractmethod
+    def step(self, batches: Sequence[Batch], plan: Plan, rates: Rates) -> dict[str, Tensor]:
+        """One optimizer step over the micro-batches of this rank.
+
+        Returns the terms as float32 scalars on the device, means over all ranks and micro-batches, with
+        `gradient_norm` (before clipping) and `skipped` among them. A step with a term or a gradient that is not
+        finite, on whichever rank, is skipped by all: `skipped` is 1 and the state stays as it was.
+        """
+
+    @abstractmethod
+    def named_state(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and whole fp32 tensor, gathered one by one; ranks iterate to the end together.
+
+        kind: one of `kinds`. The tensors may be the engine's own: copy what you keep.
+        """
+
+    def full_state(self, *kinds: str) -> dict[str, dict[str, Tensor]]:
+        """Whole fp32 tensors on every rank, by kind and parameter name."""
+        return {kind: dict(self.named_state(kind)) for kind in kinds}
+
+    @abstractmethod
+    def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
+        """Continue from what `full_state` gave for all kinds after `steps` optimizer steps, on any engine."""
+
+    def mean_over_ranks(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average scalars over all ranks in one collective: what is not finite on one is so on all."""
+        values = torch.stack([value.float() for value in terms.values()])
+        if self.world.size > 1:
+            dist.all_reduce(values)
+            values /= self.world.size
+        return dict(zip(terms, values.unbind(), strict=True))
+
+
+def is_invalid(*values: Tensor) -> Tensor:
+    """1.0 unless every scalar is finite, as a float32 scalar on the device."""
+    return 1.0 - torch.stack([value.float() for value in values]).isfinite().all().float()
+
+
+def mean_of(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each term over micro-batches."""
+    return {name: torch.stack([t[name].float() for t in terms]).mean() for name in terms[0]}

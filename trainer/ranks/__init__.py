@@ -1,0 +1,1 @@
+"""Which of how many processes this one is, what it says to the others, and who asks it to stop."""

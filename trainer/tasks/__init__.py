@@ -1,0 +1,1 @@
+"""What one step trains, an evaluation measures and a picture shows."""
