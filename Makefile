@@ -14,7 +14,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv: a minute or two"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable ".[test]"
 	touch $@
 
 # The main job on the embedded data set; it goes on where it was interrupted.
@@ -37,7 +37,7 @@ test-all: $(INSTALLED)
 
 # Faults put into the code, one at a time, each of which the tests that it names must catch.
 mutants: $(INSTALLED)
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python -m tests.mutants
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,28 +9,29 @@ The phases are those of the objective. Every way has its values and gradients co
 before it is timed.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import chain
+from pathlib import Path
 from statistics import mean, median
 from unittest import mock
+
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.machine import machine
-from launch.commands.cli import Parser, whole_number
+from launch.commands.machine import machine
 from model.masks import Plan, make_plans
 from model.method import METHODS
 from model.objective import ObjectiveConfig
@@ -256,7 +257,7 @@ def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> l
     return [shape | figure | measured for figure in figures]
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda")
@@ -268,7 +269,7 @@ def main() -> None:
     add("--graph", action="store_true", help="time replays of CUDA graphs: no launches by the host")
     add("--tune", action="store_true", help="also other block sizes and warps of the kernel")
     add("--out", type=Path, help="write the rows as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu tries the ways that do without")
     torch.backends.cuda.enable_cudnn_sdp(False)  # as in training: the rectangles are not cuDNN's
@@ -283,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

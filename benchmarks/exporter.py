@@ -9,20 +9,21 @@ examples:
   python benchmarks/exporter.py --config configs/mnist_case1.yaml --out exporter.json
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from pathlib import Path
 
-from benchmarks.machine import machine
-from launch.commands.cli import Parser, run, whole_number
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
+
+from launch.commands.machine import machine
 
 
 def main(arguments: list[str]) -> int:

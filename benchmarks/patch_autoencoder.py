@@ -10,21 +10,22 @@ examples:
   python benchmarks/patch_autoencoder.py --run runs/faces/patch_ae --images 500 --out psnr.json --picture psnr.png
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, find_device, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 import torch
 from torch import Tensor, nn
 from tqdm import trange
 
-from benchmarks.machine import machine
 from biglearn_vae.checkpoint import newest_whole
 from biglearn_vae.find_images import find_data
 from biglearn_vae.images import open_index, open_stream
@@ -32,7 +33,7 @@ from biglearn_vae.pictures import sheet
 from biglearn_vae.trained import read_patch_autoencoder
 from data.patches import unpatchify
 from data.read.stream import Stream
-from launch.commands.cli import Parser, find_device, run, whole_number
+from launch.commands.machine import machine
 from model.patch_autoencoder.codec import codes_of
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory

@@ -21,13 +21,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 import torch
 
-from benchmarks.machine import machine
 from data.files import write_aside
-from launch.commands.cli import Parser, whole_number
+from launch.commands.machine import machine
 from model.method import METHODS
 from trainer.config import load_config
 from trainer.run_directory import RunDirectory
@@ -43,8 +46,8 @@ FIGURES = {
 }
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
     cells = [(seed, method, mode) for seed in range(options.seeds) for method in options.methods for mode in MODES]
     rows = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
     shown = []
@@ -63,7 +66,7 @@ def main() -> None:
     print(table(shown, options.throughput))
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
     parser = Parser(
         description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +82,7 @@ def parse() -> argparse.Namespace:
     add("--table-only", action="store_true", help="train nothing, print what is complete")
     add("--out", type=Path, help="the rows as JSON; those that it holds are not made again")
     add("overrides", nargs="*", metavar="key=value", help="of the configuration, as in launch/train.py")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def directory(options: argparse.Namespace, seed: int, method: str, mode: str) -> Path:
@@ -178,4 +181,4 @@ def summary(values: list[float], name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,21 +24,23 @@ examples:
       --latents
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from statistics import median
+
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 import torch
@@ -48,7 +50,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchmarks.machine import machine
 from data.patches import patchify
 from data.prepare import prepare
 from data.prepare.shard_files import write_shard
@@ -56,7 +57,7 @@ from data.read.index import Codes, Index
 from data.read.split_images import SplitImages
 from data.read.stream import Stream, prefetch
 from data.sources import SOURCES
-from launch.commands.cli import Parser, run, whole_number
+from launch.commands.machine import machine
 from model.patch_autoencoder.codec import PatchCodec
 from model.patch_autoencoder.network import PatchAutoencoder
 

@@ -23,38 +23,38 @@ examples:
   python benchmarks/throughput.py --cases celeba_base --engines deepspeed --out celeba.json
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import importlib
-
-importlib.import_module("launch")  # says how OpenMP's threads wait, which torch reads when it is imported
-
 import argparse
 import ctypes
 import itertools
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import median
+
+try:
+    from launch.commands.cli import Parser, run, whole_number
+    from launch.commands.process import prepare_process
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
+
+prepare_process()  # before torch is imported
 
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.machine import machine
 from biglearn_vae.images import open_index, open_stream
 from data.batch import Batch
 from data.prepare import prepare
 from data.read.config import DataConfig
-from launch.commands.cli import Parser, run, whole_number
+from launch.commands.machine import machine
 from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
 from model.method import METHODS

@@ -61,5 +61,5 @@ def find_data(
 def _places(model: Path) -> list[Path]:
     """The folders from which a relative path in the configuration of a model may be meant."""
     run = run_of(model)
-    folder = run.path.resolve()
-    return [Path(), *([Path(run.started_in)] if run.started_in else []), folder, *folder.parents]
+    folder, started_in = run.path.resolve(), run.record().started_in
+    return [Path(), *([Path(started_in)] if started_in else []), folder, *folder.parents]

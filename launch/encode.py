@@ -3,17 +3,18 @@
 Works under torchrun, deepspeed, accelerate launch and srun: every process takes its share of the shards.
 """
 
+import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import argparse
-from functools import partial
+try:
+    from launch.commands.cli import Parser, run, show_warnings
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.read.index import encode_command
-from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:

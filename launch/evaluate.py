@@ -5,18 +5,19 @@ its baselines (among them the closed-form Gaussian) for four standard masks and 
 probes, active units. Works under torchrun, deepspeed and accelerate launch: every process takes its share.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import io
 import json
+import sys
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
 
 NAMES = {"test": "evaluation", "holdout": "evaluation-holdout"}  # of the report on a split, in a run's reports
 

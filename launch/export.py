@@ -1,15 +1,16 @@
 """Write a trained model as two files, model.safetensors and config.json, that load without the training code."""
 
+import argparse
 import sys
 from pathlib import Path
 
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import argparse
+try:
+    from launch.commands.cli import Parser, run, show_warnings
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 examples:

@@ -4,19 +4,20 @@
 combined parts. 11, 12: what a change of z, of x_S does. 13: loss and training time of two runs. 14: all capabilities.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import io
+import sys
 from functools import partial
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, find_device, run, seed, show_warnings, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
 from data.files import make_folder, write_aside
-from launch.commands.cli import Parser, find_device, run, seed, show_warnings, whole_number
 
 NUMBERS = ("3", "6", "7", "8", "9", "10", "11", "12", "13", "14")
 

@@ -4,16 +4,16 @@ Each step is a command of its own, which is shown before it runs; what is whole 
 pipeline goes on where it was when it is started again.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import shlex
+import sys
 
-from launch.commands.cli import MISTAKE, REQUEUE, Parser, run, say, whole_number
+try:
+    from launch.commands.cli import MISTAKE, REQUEUE, Parser, run, say, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
+
 from launch.commands.ranks import run_ranks
 from trainer.ranks.stop import StopRequest
 

@@ -1,19 +1,20 @@
 """Write a data set as shards, or verify a folder of shards."""
 
+import argparse
+import logging
 import sys
 from pathlib import Path
 
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import argparse
-import logging
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
 from data.prepare.verify import verify
 from data.read.index import read_index
 from data.sources import SOURCES
-from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:

@@ -1,17 +1,17 @@
 """Make one step of a run again and look closely: which images and parameters are behind its numbers."""
 
-import sys
-from pathlib import Path
-
-# This checkout's code comes before any other that is installed in the same environment.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import math
+import sys
+
+try:
+    from launch.commands.cli import Parser, run, show_warnings
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run, show_warnings
 
 EXAMPLES = """\
 example:

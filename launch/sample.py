@@ -3,16 +3,15 @@
 A command writes its pictures as one PNG sheet, of the first images, and everything as arrays (NAME.npz) into --out.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import math
+import sys
 
-from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
+try:
+    from launch.commands.cli import Parser, run, seed, show_warnings, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 KINDS = ("random", "block", "half", "stroke")
 

@@ -1,18 +1,19 @@
 """Train a model: deepspeed launch/train.py --config configs/digits.yaml [key=value ...]"""
 
-import sys
-from pathlib import Path
-
-# This checkout's code comes before any other that is installed in the same environment.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import argparse
 import json
 import shlex
+import sys
 from dataclasses import asdict
+from pathlib import Path
+
+try:
+    from launch.commands.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import LostRankError, NonFiniteError
-from launch.commands.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
 from trainer.ranks.stop import StopRequest
 
 EXAMPLES = """\

@@ -14,8 +14,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as launch/ does, before torc
 
 import pytest
 import torch
+import yaml
 
 from tests import programs
+from tests.tiny import TINY
+from trainer.config import Config, load_config
 
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which other packages may do first
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -137,3 +140,16 @@ def pytest_runtest_makereport(item):
         for done in programs.ended[-3:]:
             lines = [*done.stdout.splitlines()[-_SHOWN_LINES:], *done.stderr.splitlines()[-_SHOWN_LINES:]]
             report.sections.append((f"exit code {done.returncode}: {' '.join(done.args)}", "\n".join(lines)))
+
+
+@pytest.fixture
+def tiny(tmp_path, digits_shards):
+    """tiny(*overrides): a checked configuration of a run in tmp_path."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+
+    def load(*overrides: str) -> Config:
+        return load_config(path, [f"data.shards={digits_shards}", f"run_dir={tmp_path / 'run'}", *overrides])
+
+    load.path = path
+    return load

@@ -21,7 +21,6 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
 def install(action: str, target: str, count: str, rank: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """Bugs that the tests must see: each is put into a copy of the checkout, and its tests must fail there.
 
-    python tests/mutants.py [NAME ...] [--list] [--sound] [--jobs N] [--repo DIR] [--json FILE]
+    python -m tests.mutants [NAME ...] [--list] [--sound] [--jobs N] [--repo DIR] [--json FILE]
 
-A mutation is found by its text, wherever in data/, model/, evaluation/, trainer/ and launch/ it stands. Without names
+A mutation is found by its text, wherever in the product's folders it stands. Without names
 all are tried, one line each; exit code 1 if the tests pass with one of them (SURVIVED), or if it cannot be
 tried (BROKEN).
 """
@@ -23,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a program
 
 from tests.mutations import MUTATIONS, Mutation
 
@@ -140,7 +138,13 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int | None, str]:
     command = [sys.executable, *_PYTEST, *tests]
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},  # not the checkout that is installed
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         _running.add(process.pid)
         try:

@@ -184,10 +184,10 @@ MUTATIONS = (
         "checkpoint-is-named-before-its-manifest",
         '    write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())\n'
         "    if final.exists():  # the same images again, after a resume from an earlier one\n"
-        "        _remove(final)\n"
+        "        remove(final)\n"
         "    aside.rename(final)\n",
         "    if final.exists():\n"
-        "        _remove(final)\n"
+        "        remove(final)\n"
         "    aside.rename(final)\n"
         '    write_aside(final / "manifest.json", json.dumps(manifest, indent=1).encode())\n',
         ("tests/launch/test_faults.py", "-k", "manifest"),

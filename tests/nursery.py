@@ -19,7 +19,6 @@ import socket
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 _MESSAGE = 2**20  # bytes that a request has at most
 
 
@@ -33,13 +32,11 @@ _OWN = ("biglearn_vae", "data", "evaluation", "launch", "model", "trainer")
 
 def import_packages() -> None:
     """What the programs of launch/ import; this project's own modules are forgotten again."""
-    sys.path.insert(0, str(ROOT))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name in PACKAGES:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
         del sys.modules[name]
-    sys.path.remove(str(ROOT))
 
 
 def serve(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The list of mutations is sound. `python tests/mutants.py` tries them."""
+"""The list of mutations is sound. `python -m tests.mutants` tries them."""
 
 from collections import Counter
 

@@ -8,10 +8,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from data.errors import LostRankError, RankError, UserError, printable
 from launch.commands.orphans import end_with_launchers
+from launch.commands.process import prepare_process
 from launch.commands.streams import failure_of, open_streams
 
 LOST, MISTAKE, NON_FINITE, REQUEUE = 1, 2, 3, 75  # exit codes
@@ -27,10 +29,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     keyboard becomes 130, a LostRankError 1, with a line of each rank. Any other exception is a bug of ours and keeps
     its traceback.
     """
+    prepare_process()
     open_streams()
     end_with_launchers()
     arguments = [_with_home(argument) for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _refuse_another_checkout()
         _leave(main(arguments) or 0)
     except UserError as error:
         if len(arguments) < len(sys.argv) - 1:
@@ -43,6 +47,16 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         _leave(130)
+
+
+def _refuse_another_checkout() -> None:
+    """UserError when the packages that Python finds are not those beside the script: neither would be what it seems."""
+    script, packages = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
+    if not script.is_relative_to(packages):
+        raise UserError(
+            f"{script} is of another checkout than the packages that are installed, {packages}: start the script there,"
+            " install this checkout (`make install`), or set PYTHONPATH to it"
+        )
 
 
 def _with_home(argument: str) -> str:

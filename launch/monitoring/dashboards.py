@@ -3,13 +3,8 @@
 python launch/monitoring/dashboards.py
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from collections.abc import Sequence
+from pathlib import Path
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries, xychart
 from grafana_foundation_sdk.cog.encoder import JSONEncoder

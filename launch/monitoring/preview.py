@@ -1,22 +1,23 @@
 """Draw the dashboards from what a Prometheus has recorded, without a Grafana: a preview, not what Grafana shows."""
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import argparse
 import json
 import math
+import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:

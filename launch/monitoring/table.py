@@ -3,11 +3,7 @@
 python launch/monitoring/table.py
 """
 
-import sys
 from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from trainer.metrics.exposition import FAMILIES
 

@@ -3,26 +3,27 @@
 It stays until Ctrl-C. What was recorded is kept, and there again the next time.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import argparse
 import contextlib
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from os import environ
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 import yaml
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run, whole_number
 
 EXAMPLES = """\
 examples:

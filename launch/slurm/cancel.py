@@ -1,20 +1,21 @@
 """End submitted runs: what runs writes a checkpoint first, what waits is taken from the queue."""
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import argparse
 import contextlib
 import math
+import sys
 import time
+from pathlib import Path
+
+try:
+    from launch.commands.cli import Parser, run
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from tqdm import tqdm
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Queued, cancel, live_jobs, note, read_queue
 
 EXAMPLES = """\

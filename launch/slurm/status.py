@@ -1,15 +1,16 @@
 """How far submitted runs are: what SLURM does with them, what they have learned, what they have met."""
 
+import argparse
 import sys
 from pathlib import Path
 
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import argparse
+try:
+    from launch.commands.cli import Parser, run
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
 
 from data.errors import UserError
-from launch.commands.cli import Parser, run
 from launch.slurm.jobs import FOLDER, Event, Queued, jobs_of, read_queue
 
 EXAMPLES = """\

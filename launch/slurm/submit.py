@@ -4,19 +4,20 @@ Writes the configuration and a readable script into the run's directory, DIR/slu
 comes, too. A run that was submitted before goes on, on as many nodes as now asked for.
 """
 
-import sys
-from pathlib import Path
-
-# This checkout first: an environment shared by two checkouts must not import the code of the other one.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import argparse
 import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+try:
+    from launch.commands.cli import Parser, run, whole_number
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
+
 from data.errors import UserError
-from launch.commands.cli import Parser, run, whole_number
 
 if TYPE_CHECKING:
     from launch.slurm.cluster import Profile

@@ -1,7 +1,6 @@
 """The benchmarks run and report what they promise; what they measure is no matter of a test."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -86,16 +85,15 @@ def test_exporter_times_lines_scrapes_and_steps(start, tmp_path, digits_shards):
     assert row["scrape_seconds"] > 0
 
 
-def test_quality_keeps_the_rows_that_it_does_not_show(root, tmp_path, monkeypatch, capsys):
+def test_quality_keeps_the_rows_that_it_does_not_show(root, tmp_path, capsys):
     from benchmarks import quality
 
     stored = json.loads((root / "benchmarks/results/quality-cpu.json").read_text())
     rows = [row | {"optimizer": "muon"} for row in stored]  # as the configuration has it
     out = tmp_path / "quality.json"
     out.write_text(json.dumps(rows))
-    command = ["quality.py", "--table-only", "--runs", str(tmp_path), "--out", str(out), "--methods", "vae"]
-    monkeypatch.setattr(sys, "argv", command)
-    quality.main()
+    command = ["--table-only", "--runs", str(tmp_path), "--out", str(out), "--methods", "vae"]
+    quality.main(command)
     assert json.loads(out.read_text()) == rows
     assert "equal steps, vae | query_only" in capsys.readouterr().out
 

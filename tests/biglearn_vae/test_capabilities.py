@@ -315,12 +315,12 @@ def test_a_model_trained_without_the_kl_has_no_bound(vae, digits):
         BigLearnVAE(vae.model, Description.model_validate(values)).log_likelihood_bound(digits[:1])
 
 
-def test_an_export_is_the_run_and_needs_no_training_code(vae, digits, digits_run, tmp_path, root):
+def test_an_export_is_the_run_and_neither_needs_training_code(vae, digits, digits_run, tmp_path):
     vae.export(tmp_path / "model")
     program = f"""
 import sys, torch
-sys.path.insert(0, {str(root)!r})
-from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae import BigLearnVAE
+BigLearnVAE.load({str(digits_run)!r})
 vae = BigLearnVAE.load({str(tmp_path / "model")!r})
 torch.save(vae.generate(2), {str(tmp_path / "images.pt")!r})
 print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"trainer", "launch", "deepspeed", "accelerate"}}))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.trainer.conftest import TINY
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from data.prepare import prepare
 from evaluation.figures import FIGURES
 from launch import sample
 from tests.launch.test_sample import COMMANDS
-from tests.trainer.conftest import TINY
+from tests.tiny import TINY
 from trainer.build import build_task
 from trainer.config import Config
 

@@ -1,16 +1,21 @@
-"""What importing launch, and joining a world, sets up in a process before it computes."""
+"""What a process sets up before it computes, and what it says where it cannot."""
 
 import ctypes
+import importlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
 
+from tests.programs import ROOT
+
 FAULTS_OF_LARGE_BLOCKS = """
 import resource, sys
-import launch
+from launch.commands.process import prepare_process
+prepare_process()
 
 def use():
     for megabytes in (1, 40, 80):
@@ -25,7 +30,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 WORLD_OF_ONE = """
-import launch, torch
+from launch.commands.process import prepare_process
+prepare_process()
+import torch
 torch.set_num_threads = lambda threads: print("set", threads)
 from trainer.ranks.world import joined_world
 with joined_world("cpu"):
@@ -58,7 +65,8 @@ def test_a_tilde_behind_an_option_is_the_home(start, tmp_path):
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(root):
-    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256)); import launch"
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
+    code += "from launch.commands.process import prepare_process; prepare_process()"
     assert run(root, code + "; print(*resource.getrlimit(resource.RLIMIT_NOFILE))") == ["256", "256"]
 
 
@@ -96,3 +104,54 @@ def test_a_leftover_rank_does_not_silence_a_mistake(start, tmp_path):
     done = start("python", "launch/prepare.py", "folder", "--source", tmp_path / "absent", "--out", tmp_path, RANK="1")
     assert done.returncode == 2
     assert "absent" in done.stderr
+
+
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("launch/**/*.py"), *ROOT.glob("benchmarks/*.py")))
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if "run(main)" in (ROOT / script).read_text()])
+def test_a_script_whose_checkout_is_not_installed_says_so_in_one_line(script, tmp_path):
+    """-I -S: neither what is installed nor PYTHONPATH."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", ROOT / script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: No module named ")
+    assert "install this checkout" in line
+    assert done.returncode == 2
+
+
+def test_a_script_beside_another_checkout_than_the_installed_one_is_refused(tmp_path):
+    (tmp_path / "launch").mkdir()
+    script = shutil.copy(ROOT / "launch/export.py", tmp_path / "launch")
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{ROOT}: start the script there" in done.stderr
+
+
+def test_folders_of_a_person_that_are_called_as_ours_are_not_in_the_way(tmp_path):
+    """A folder is passed over; a package says that it stands before ours."""
+    (tmp_path / "data").mkdir()
+    program = [sys.executable, "-c", "from biglearn_vae import BigLearnVAE, observe; print(observe.__module__)"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["biglearn_vae.observation"], done.stderr
+    (tmp_path / "data/__init__.py").touch()
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {tmp_path / 'data'} stands before the package data of BigLearn-VAE: start in another folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("data.shards", "prepare"),
+        ("data.index", "load_index"),
+        ("data.samples", "Source"),
+        ("data.stream", "Stream"),
+        ("model.capabilities", "BigLearnVAE"),
+    ],
+)
+def test_a_module_that_has_moved_warns_and_works(old, name):
+    with pytest.warns(FutureWarning, match=f"{old} is now "):
+        assert getattr(importlib.import_module(old), name).__name__ == name

@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from biglearn_vae.checkpoint import State
-from tests.trainer.conftest import tiny as tiny  # the fixture
 from trainer.build import build_task
 from trainer.build_exporter import make_exporter
 from trainer.metrics.exporter import Exporter

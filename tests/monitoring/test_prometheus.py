@@ -19,7 +19,7 @@ import yaml
 from launch.monitoring.preview import FOLDER, Series, Source, answers
 from launch.monitoring.preview import main as preview
 from tests.programs import Starter, free_ports
-from tests.trainer.conftest import TINY
+from tests.tiny import TINY
 from trainer.metrics.json_lines import read_lines
 
 pytestmark = pytest.mark.cluster

@@ -11,7 +11,7 @@ import yaml
 from launch.slurm.jobs import Event, read_history
 from tests.programs import Starter
 from tests.slurm.cluster import Cluster
-from tests.trainer.conftest import TINY
+from tests.tiny import TINY
 
 # Long enough to be disturbed: 240 steps, a checkpoint after every tenth.
 LONG = TINY | {

@@ -7,13 +7,10 @@ model, the masks, the noise or the data order is written down with
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.batch import Batch
 from data.randomness import uniform

@@ -11,9 +11,8 @@ from trainer.run_directory import RunDirectory
 
 HOLD = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from trainer.run_directory import RunDirectory
-run = RunDirectory(sys.argv[2])
+run = RunDirectory(sys.argv[1])
 run.acquire(resume=True)
 print("held", flush=True)
 sys.stdin.read()
@@ -22,7 +21,7 @@ sys.stdin.read()
 
 def test_a_live_process_holds_the_folder_and_a_killed_one_does_not(root, tmp_path):
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, root, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
     run = RunDirectory(str(tmp_path / "run"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from biglearn_vae.checkpoint import Checkpoint, load_checkpoint, newest_whole
 from data.errors import UserError
 from tests.biglearn_vae.test_checkpoint import checkpoint, forge, save
-from tests.trainer.conftest import TINY
+from tests.tiny import TINY
 from trainer.config import Config, load_config
 from trainer.metrics.json_lines import read_lines
 from trainer.run_directory import RunDirectory

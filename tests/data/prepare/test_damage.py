@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from data.prepare.verify import verify
 from data.read.index import load_index
 from data.read.stream import Stream
 from data.sources.images import DamagedImageError, decode
+from tests.programs import ROOT
 
-ROOT = Path(__file__).parents[2]
 TRAIN, TEST = 60, 5
 LAYOUT = {"image_size": 8, "record_images": 3, "shard_records": 2, "progress": False}  # 6 images a shard
 # In the middle; two in a row over the seam of two records; the last of a shard; all but one of a shard.
@@ -164,7 +163,7 @@ def test_a_changed_image_is_other_data(folder, tmp_path):
 
 SCRIPT = """
 import os, signal, sys
-from data import records
+from data.read import records
 from data.prepare import prepare
 
 def encode_or_die(array, plain=records.encode, left=[{left}]):

@@ -23,8 +23,7 @@ from data.read.config import DataConfig
 from data.read.index import load_index
 from data.read.split_images import SplitImages
 from data.sources import SOURCES
-
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT
 
 
 def contents(root):

@@ -1,10 +1,5 @@
 """A configuration small enough to train in a test."""
 
-import pytest
-import yaml
-
-from trainer.config import Config, load_config
-
 TINY = {
     "data": {"source": "digits", "image_size": 32, "patch_size": 8},
     "model": {
@@ -22,16 +17,3 @@ TINY = {
     "engine": {"name": "accelerate"},
     "metrics": {"port": None},
 }
-
-
-@pytest.fixture
-def tiny(tmp_path, digits_shards):
-    """tiny(*overrides): a checked configuration of a run in tmp_path."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-
-    def load(*overrides: str) -> Config:
-        return load_config(path, [f"data.shards={digits_shards}", f"run_dir={tmp_path / 'run'}", *overrides])
-
-    load.path = path
-    return load
