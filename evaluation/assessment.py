@@ -24,7 +24,7 @@ from data.read.stream import Stream
 from evaluation.gaussian import ConditionalGaussian, squared_error
 from evaluation.inpainting import References, fillers, filling_sheet, scores
 from evaluation.probe import accuracy, features_of, with_random_patches
-from model.masks import KINDS, STANDARD_MASKS, observed_of_kind, standard_mask
+from model.masks import SHAPES, STANDARD_MASKS, observed_of_kind, standard_mask
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.metrics.progress import progress
 from trainer.ranks.world import World
@@ -205,7 +205,7 @@ def _inpainting(
     """A row for each way to fill, each kind of mask and each share of known patches."""
     count, patches = min(extent.inpainting_images, test.images), vae.description.data.patches
     ways = fillers(vae, references, extent.draws, extent.seed)
-    cells = [*product(KINDS, MASK_RATIOS)]
+    cells = [*product(SHAPES, MASK_RATIOS)]
     mine, parts = _share(count, world, portion=50), {}
     for index_B, (kind, s_ratio) in progress([*product(mine, cells)], "in-painting", shown=world.is_main):
         whole = vae.observe(read_images(test, index_B))

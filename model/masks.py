@@ -150,11 +150,11 @@ def drawn_masks(objective, index_B: Tensor, patches: int, seed: int) -> tuple[Te
     return place_masks(torch.as_tensor(n_S, device=device), torch.as_tensor(n_T, device=device), index_B, patches, seed)
 
 
-KINDS = ("random", "block", "half", "stroke")
+SHAPES = ("random", "block", "half", "stroke")
 
 
 def observed_of_kind(kind: str, s_ratio: float, index_B: Tensor, patches: int, seed: int) -> Tensor:
-    """The observed patches of one of KINDS, what is missing being most of a share 1 - s_ratio: bool (B, L).
+    """The observed patches of one of SHAPES, what is missing being most of a share 1 - s_ratio: bool (B, L).
 
     random: |S| = floor(s_ratio L) patches anywhere, at least none and at most all. block: a missing square. half: a
     band along one of the four sides is missing. stroke: what a thick wandering line covers is missing, as many
@@ -176,7 +176,7 @@ def observed_of_kind(kind: str, s_ratio: float, index_B: Tensor, patches: int, s
         return depth_4L[from_B] >= round(side * (1 - s_ratio))
     if kind == "stroke":
         return _stroke_order(index_B, side, seed).argsort(1).argsort(1) >= patches - n_S
-    raise ValueError(f"no kind of masks is called {kind!r}; known are {', '.join(KINDS)}")
+    raise ValueError(f"no shape of masks is called {kind!r}; known are {', '.join(SHAPES)}")
 
 
 STANDARD_MASKS = ("half seen", "fifth seen", "centre missing", "lower half missing")

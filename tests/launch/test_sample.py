@@ -10,7 +10,7 @@ from PIL import Image
 from data.errors import UserError
 from launch import sample
 from launch.commands.cli import Parser
-from model.masks import KINDS
+from model import masks
 
 TEST = ("--test", "6")
 COMMANDS = {
@@ -103,7 +103,7 @@ def test_every_command_is_tried_and_has_an_example():
     assert commands.keys() == COMMANDS.keys() | {"decode"}
     for name, command in commands.items():
         assert f"launch/sample.py {name} --model" in command.epilog
-    assert sample.KINDS == KINDS
+    assert sample.SHAPES == masks.SHAPES
 
 
 def test_codes_go_back_to_images(called, tmp_path):

@@ -7,7 +7,7 @@ from scipy.ndimage import label
 from scipy.stats import beta, kstest
 
 from model.masks import (
-    KINDS,
+    SHAPES,
     STANDARD_MASKS,
     Plan,
     drawn_masks,
@@ -120,7 +120,7 @@ def test_a_batch_that_does_not_split_is_refused():
         local_positions(0, 30, 4, 0, 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHAPES)
 def test_kinds_of_masks_leave_the_share_they_are_asked_for(kind):
     index_B = torch.arange(200)
     for s_ratio in (0.0, 0.25, 0.5, 0.75, 1.0):
