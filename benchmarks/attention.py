@@ -103,7 +103,7 @@ def varlen(layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept
 def _varlen_index(layer: PackedLayer) -> dict:
     table_S8, most_keys, _ = layer.sequences
     table, device = table_S8.tolist(), table_S8.device
-    n_kept = sum(stream.rows for stream in layer.kept)
+    n_kept = sum(segment.rows for segment in layer.kept)
     asking = [[z, *range(start, start + n)] for _, _, z, start, n, *_ in table]
     keys = [[*range(start, start + n), n_kept + z] for *_, start, n, z in table]
     asking_rows = torch.tensor([*chain.from_iterable(asking)], device=device)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
 from model.timm_layers import Mlp
@@ -71,10 +73,14 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A stack of blocks."""
+    """A stack of blocks.
+
+    recomputes: in training, keep of each block what enters it, and compute the rest again in the backward.
+    """
 
     def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_ratio: float):
         super().__init__()
+        self.recomputes = False
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
 
     def start_as_identity(self) -> None:
@@ -100,7 +106,11 @@ class Trunk(nn.Module):
             layer = last if depth == len(self.blocks) - 1 else inner
             if layer.order_N is not None:
                 x_NE = x_NE.index_select(0, layer.order_N)
-            x_NE, keep = block(x_NE, layer, attend, kept[depth] if kept else None)
+            inputs = x_NE, layer, attend, kept[depth] if kept else None
+            if self.recomputes and torch.is_grad_enabled():
+                x_NE, keep = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_NE, keep = block(*inputs)
             keeps.append(keep)
         return x_NE, keeps
 

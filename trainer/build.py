@@ -40,6 +40,8 @@ def build_task(config: Config) -> nn.Module:
     attend = attend_by_rectangles
     if config.engine.attention == "triton":
         from model.packed.triton_kernel import attend_in_one_launch as attend  # Triton is there where CUDA is
+    for trunk in (model.encoding_trunk, model.decoding_trunk):
+        trunk.recomputes = config.engine.activation_checkpointing
     return BigLearnTask(model, config.objective, config.seed, attend)
 
 

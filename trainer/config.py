@@ -61,6 +61,8 @@ class Config(Section):
             raise ValueError("run_dir is empty: give a folder")
         if self.method == "patch_ae" and (self.data.patch_size != 16 or self.data.code_dim):
             raise ValueError("patch_ae codes the pixels of patches of 16: set data.patch_size=16 and no data.code_dim")
+        if self.method == "patch_ae" and self.engine.activation_checkpointing:
+            raise ValueError("patch_ae has no blocks to compute again: set engine.activation_checkpointing=false")
         coded = (PatchAutoencoder.patch_size, PatchAutoencoder.code_dim)
         if self.data.code_dim and (self.data.patch_size, self.data.code_dim) != coded:
             raise ValueError(

@@ -25,21 +25,21 @@ def _phase(passes: list[tuple[Group, int, slice]]) -> Phase:
     x = [rows.add(*rank_BN.shape) for rank_BN in known]
     z = [rows.add(len(rank_BN), 1) for rank_BN in known]
     m = [rows.add(*rank_BN.shape) for rank_BN in masked]
-    order = [torch.cat([stream.index_BN() for stream in of_pass], 1) for of_pass in zip(x, m, z, strict=True)]
+    order = [torch.cat([segment.index_BN() for segment in of_pass], 1) for of_pass in zip(x, m, z, strict=True)]
 
     rows = Rows()
-    everything = rows.add(sum(stream.batch for stream in z), patches + 1)
+    everything = rows.add(sum(segment.batch for segment in z), patches + 1)
     inner = rows.layer([Reading((everything,), (everything,))])
 
     rows = Rows()
-    index = everything.index_BN().split([stream.batch for stream in z])
+    index = everything.index_BN().split([segment.batch for segment in z])
     others = [
         torch.cat([i_BN[:, : w.start], i_BN[:, w.stop :]], 1) for i_BN, (*_, w) in zip(index, passes, strict=True)
     ]
     wanted = [i_BN[:, w] for i_BN, (*_, w) in zip(index, passes, strict=True)]
-    streams = [rows.add(*i_BN.shape) for i_BN in others + wanted]
-    readings = [Reading((w,), (o, w)) for o, w in zip(streams[: len(passes)], streams[len(passes) :], strict=True)]
+    segments = [rows.add(*i_BN.shape) for i_BN in others + wanted]
+    readings = [Reading((w,), (o, w)) for o, w in zip(segments[: len(passes)], segments[len(passes) :], strict=True)]
     order_last_N = torch.cat([i_BN.flatten() for i_BN in others + wanted])
-    last = rows.layer(readings, streams[len(passes)].start, order_N=order_last_N)
+    last = rows.layer(readings, segments[len(passes)].start, order_N=order_last_N)
     n_z, order_N = everything.batch, torch.cat(order).flatten()
     return Phase(places_of(known, patches), n_z, places_of(masked, patches), inner, last, order_N)

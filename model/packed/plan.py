@@ -18,7 +18,7 @@ TRITON_HEAD_WIDTHS = (16, 32, 64, 128)  # here, because Triton is not everywhere
 
 
 @dataclass(frozen=True)
-class Stream:
+class Segment:
     """Rows that follow one another, from `start` on: `tokens` tokens of each of `batch` samples."""
 
     start: int
@@ -39,30 +39,30 @@ class Stream:
 
 @dataclass(frozen=True)
 class Reading:
-    """Each token of the streams `queries` reads all tokens of its sample in `kept`, then in `keys`.
+    """Each token of the segments `queries` reads all tokens of its sample in `kept`, then in `keys`.
 
-    kept: a stream of the phase before, whose keys and values were kept.
+    kept: a segment of the phase before, whose keys and values were kept.
     """
 
-    queries: tuple[Stream, ...]
-    keys: tuple[Stream, ...]
-    kept: Stream | None = None
+    queries: tuple[Segment, ...]
+    keys: tuple[Segment, ...]
+    kept: Segment | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class PackedLayer(Layer):
     """Who reads whom among the packed rows.
 
-    queries, keys: the streams that ask and are asked. keep: those of keys that the next phase reads, where they are
+    queries, keys: the segments that ask and are asked. keep: those of keys that the next phase reads, where they are
     `kept`. sequences: the readings as model/packed/triton_kernel.py takes them, a table (S, 8), the most keys and the
     most queries of its lines.
     """
 
-    queries: tuple[Stream, ...] = ()
-    keys: tuple[Stream, ...] = ()
+    queries: tuple[Segment, ...] = ()
+    keys: tuple[Segment, ...] = ()
     readings: tuple[Reading, ...] = ()
-    keep: tuple[Stream, ...] = ()
-    kept: tuple[Stream, ...] = ()
+    keep: tuple[Segment, ...] = ()
+    kept: tuple[Segment, ...] = ()
     sequences: tuple[Tensor, int, int] | None = None
 
 
@@ -139,11 +139,11 @@ def places_of(ranks: Sequence[Tensor], patches: int) -> Places:
     return Places(rank_N, rank_N - rank_N % patches)
 
 
-class Rows(list[Stream]):
-    """The streams of a phase, one after the other."""
+class Rows(list[Segment]):
+    """The segments of a phase, one after the other."""
 
-    def add(self, batch: int, tokens: int) -> Stream:
-        self.append(Stream(self[-1].stop if self else 0, batch, tokens))
+    def add(self, batch: int, tokens: int) -> Segment:
+        self.append(Segment(self[-1].stop if self else 0, batch, tokens))
         return self[-1]
 
     def layer(
@@ -151,8 +151,8 @@ class Rows(list[Stream]):
     ) -> PackedLayer:
         """Of the readings only what the rows from first_query on ask."""
         n_keys = self[-1].stop if n_keys is None else n_keys
-        queries = tuple(stream for stream in self if stream.start >= first_query)
-        keys = tuple(stream for stream in self if stream.stop <= n_keys)
+        queries = tuple(segment for segment in self if segment.start >= first_query)
+        keys = tuple(segment for segment in self if segment.stop <= n_keys)
         asking = (replace(one, queries=tuple(s for s in one.queries if s.start >= first_query)) for one in readings)
         readings = tuple(one for one in asking if one.queries)
         return PackedLayer(first_query, n_keys, queries=queries, keys=keys, readings=readings, **more)

@@ -12,27 +12,27 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from model.packed.plan import Group, PackedLayer, Phase, Reading, Rows, Stream, places_of
+from model.packed.plan import Group, PackedLayer, Phase, Reading, Rows, Segment, places_of
 
-Streams = tuple[Stream, ...]
+Segments = tuple[Segment, ...]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Streams of the same samples in `query_only` mode, by who reads whom.
+    """Segments of the same samples in `query_only` mode, by who reads whom.
 
     The tokens of `inner` read one another. z and each token of `asking` read inner and z; nobody reads `asking`.
-    kept: instead of those of inner, keys and values that the phase before kept for this stream of its own.
+    kept: instead of those of inner, keys and values that the phase before kept for this segment of its own.
     """
 
-    z: Stream
-    inner: Stream | None = None
-    asking: Stream | None = None
-    kept: Stream | None = None
+    z: Segment
+    inner: Segment | None = None
+    asking: Segment | None = None
+    kept: Segment | None = None
 
     @property
     def readings(self) -> tuple[Reading, Reading]:
-        inner, asking = ((stream,) if stream else () for stream in (self.inner, self.asking))
+        inner, asking = ((segment,) if segment else () for segment in (self.inner, self.asking))
         return Reading(inner, inner), Reading((self.z, *asking), (*inner, self.z), self.kept)
 
 
@@ -41,10 +41,10 @@ def query_only_phases(groups: list[Group], own: list[int], has_shared: bool, one
     patches, batch = groups[0].patches, len(groups[0].sample_B)
     entering = [group.S_and_T for group in groups] + [groups[g].S for g in own]
     rows = Rows()
-    streams = [rows.add(*rank_BN.shape) for rank_BN in entering]
-    parts = [_Part(rows.add(batch, 1), inner=stream) for stream in streams]
+    segments = [rows.add(*rank_BN.shape) for rank_BN in entering]
+    parts = [_Part(rows.add(batch, 1), inner=segment) for segment in segments]
     parts += [_Part(rows.add(1, 1))] if has_shared else []
-    seen = dict(zip(own, streams[len(groups) :], strict=True))
+    seen = dict(zip(own, segments[len(groups) :], strict=True))
     keep = tuple(seen.values()) if one_trunk else ()
     layers = _layers(rows, parts, parts[0].z.start, rows[-1].stop, keep=keep)
     encode = Phase(places_of(entering, patches), rows[-1].stop - parts[0].z.start, places_of([], patches), *layers)
@@ -62,7 +62,7 @@ def query_only_phases(groups: list[Group], own: list[int], has_shared: bool, one
 
 
 def _layers(
-    rows: Rows, parts: list[_Part], first_read: int, n_keys: int, keep: Streams = (), kept: Streams = ()
+    rows: Rows, parts: list[_Part], first_read: int, n_keys: int, keep: Segments = (), kept: Segments = ()
 ) -> Iterator[PackedLayer]:
     """All but the last, and the last one, of which the rows from first_read on are read."""
     readings = [*chain.from_iterable(part.readings for part in parts)]
@@ -71,16 +71,16 @@ def _layers(
         yield rows.layer(readings, first_query, n_keys, keep=keep, kept=kept, sequences=sequences)
 
 
-def _sequences(parts: list[_Part], first_query: int, kept: Streams) -> tuple[Tensor, int, int]:
+def _sequences(parts: list[_Part], first_query: int, kept: Segments) -> tuple[Tensor, int, int]:
     """A line for each sample of each part. Rows of queries count from first_query on, those that are kept from 0."""
     tables, n_keys, n_queries = [], [], []
     for part in parts:
         sample_B = torch.arange(part.z.batch)
 
-        def start_and_size(stream: Stream | None, origin: int = 0, sample_B: Tensor = sample_B) -> tuple:
-            if stream is None or stream.start < origin:
+        def start_and_size(segment: Segment | None, origin: int = 0, sample_B: Tensor = sample_B) -> tuple:
+            if segment is None or segment.start < origin:
                 return torch.zeros_like(sample_B), torch.zeros_like(sample_B)
-            return stream.start - origin + sample_B * stream.tokens, torch.full_like(sample_B, stream.tokens)
+            return segment.start - origin + sample_B * segment.tokens, torch.full_like(sample_B, segment.tokens)
 
         inner, asking = start_and_size(part.inner, first_query), start_and_size(part.asking, first_query)
         asks = part.z.start >= first_query
@@ -88,7 +88,7 @@ def _sequences(parts: list[_Part], first_query: int, kept: Streams) -> tuple[Ten
         keys = start_and_size(part.kept, kept[0].start) if part.kept else start_and_size(part.inner)
         z_key_B = start_and_size(part.z)[0]
         tables.append(torch.stack([*inner, z_query_B, *asking, *keys, z_key_B], dim=1))
-        n_keys.append((part.kept or part.inner or Stream(0, 0, 0)).tokens)
-        asked = [stream for stream in (part.inner, part.z, part.asking) if stream and stream.start >= first_query]
-        n_queries.append(sum(stream.tokens for stream in asked))
+        n_keys.append((part.kept or part.inner or Segment(0, 0, 0)).tokens)
+        asked = [segment for segment in (part.inner, part.z, part.asking) if segment and segment.start >= first_query]
+        n_queries.append(sum(segment.tokens for segment in asked))
     return torch.cat(tables).int(), max(n_keys), max(n_queries)

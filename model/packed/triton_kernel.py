@@ -1,6 +1,6 @@
 """Attention of all sequences of a packed matrix, in one launch forward and one backward (Triton).
 
-Who attends to whom is the table of model/attention.py. A sequence is one stream of one sample: some keys that follow
+Who attends to whom is the table of model/attention.py. A sequence is one segment of one sample: some keys that follow
 one another, a row z, and the queries that read them. One program computes one head of one sequence. All its keys fit
 into one block, so the softmax needs no second pass; z is a vector beside that block, because 64 keys and z would
 fill one of 128. No row is written by two programs: nothing is atomic, and results repeat bit for bit.

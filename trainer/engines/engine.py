@@ -33,6 +33,7 @@ class EngineConfig(Section):
     attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
     timeout_seconds: int = Field(600, gt=0)  # that a rank waits for the others before it gives up
     compile: bool = False  # torch.compile; the first step takes about a minute more
+    activation_checkpointing: bool = False  # of each block its input is kept and the rest computed again: less memory
     cuda_graphs: bool = False  # accelerate on one process: one CUDA graph a plan; idle on the CPU
 
     @property

@@ -100,6 +100,32 @@ def test_compiled_steps_are_the_same(tiny, world, expected, name):
     assert compiled["unique_graphs"] > 0
 
 
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 1", "deepspeed 3"])
+def test_blocks_that_are_computed_again_give_the_same_steps(tiny, world, expected, name):
+    task, engine = build(tiny(*ENGINES[name], "engine.activation_checkpointing=true"), world)
+    for one, other in zip(steps(task, engine, range(4)), expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["query_only", "dense"])
+def test_blocks_that_are_computed_again_keep_less(tiny, mode):
+    def kept(again: str) -> int:
+        """Bytes that a forward keeps for its backward."""
+        overrides = (f"model.mask_tokens={mode}", "model.encoder_depth=4", "model.decoder_depth=4")
+        task = build_task(tiny(f"engine.activation_checkpointing={again}", *overrides))
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            task(batch(0), task.plans[0], 0.1)
+        return sum(sizes.values())
+
+    assert kept("true") < 0.5 * kept("false")
+
+
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 0", "deepspeed 2"])
 def test_accumulation_is_the_large_batch(tiny, world, expected, name):
     task, engine = build(tiny(*ENGINES[name], "train.accumulation_steps=2"), world)
