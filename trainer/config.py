@@ -29,19 +29,19 @@ class TrainConfig(Section):
     """How long and in what portions. Lengths and intervals are in images; 0 switches an interval off."""
 
     batch_size: int = Field(128, gt=0)  # global: of all ranks and accumulation steps together
-    accumulation_steps: int = Field(1, gt=0)
-    total_images: int = Field(gt=0)
+    accumulation_steps: int = Field(1, gt=0)  # so many forwards and backwards of each rank make a step
+    total_images: int = Field(gt=0)  # the length of the run; an image counts each time that it comes
     max_steps: int | None = Field(None, gt=0)  # stop earlier, after so many optimizer steps
-    max_grad_norm: float | None = Field(None, gt=0)
+    max_grad_norm: float | None = Field(None, gt=0)  # a longer gradient is shortened to it; null: none is
     max_skipped_steps: int = Field(5, gt=0)  # so many in a row that are not finite end the run
 
 
 class Config(Section):
     """One experiment. Each section is owned, and documented, by the module that uses it."""
 
-    method: Literal[(*METHODS, "patch_ae")] = "biglearn_u"
-    seed: int = Field(0, ge=0, lt=2**63)
-    run_dir: str  # {method} in it is the method
+    method: Literal[(*METHODS, "patch_ae")] = "biglearn_u"  # the joint VAE, two models, one model; stage 1
+    seed: int = Field(0, ge=0, lt=2**63)  # of the first weights, the order of the images, the masks and the noise
+    run_dir: str = "runs/{config}-{method}"  # its folder; {config} in it is the name of the file, {method} the method
     stage_1: str | None = None  # the configuration of its PatchAE, a file relative to this one
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -140,11 +140,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         if not is_null(_read(Path(stage_1), seen=()).get("stage_1", Plain())):
             raise UserError(f"{path}: stage_1 is {stage_1}, which has a stage_1 itself: name that of a PatchAE")
         data["patch_autoencoder"] = load_config(stage_1).run_dir
-    run_dir = values.get("run_dir", f"runs/{Path(path).stem}-{{method}}")
-    if isinstance(run_dir, str) and "{method}" in run_dir:
-        method = values.get("method", Config.model_fields["method"].default)
-        run_dir = run_dir.replace("{method}", str(method))
-    values["run_dir"] = run_dir
+    run_dir, method = (values.get(key, Config.model_fields[key].default) for key in ("run_dir", "method"))
+    if isinstance(run_dir, str) and not is_null(run_dir):
+        values["run_dir"] = run_dir.replace("{config}", Path(path).stem).replace("{method}", str(method))
     return checked(values, Config, path)
 
 

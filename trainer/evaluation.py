@@ -14,8 +14,8 @@ from trainer.ranks.world import World
 class EvaluateConfig(Section):
     """When and on how many test images. There is always an evaluation before the first step and after the last."""
 
-    every_images: int = Field(0, ge=0)
-    picture_every_images: int = Field(0, ge=0)
+    every_images: int = Field(0, ge=0)  # 0: only before and after
+    picture_every_images: int = Field(0, ge=0)  # an evaluation, and a picture of what the model can do
     images: int | None = Field(None, gt=0)  # the first so many of the test split; null: all of them
     batch_size: int = Field(256, gt=0)  # of one rank; the figures do not depend on it
 

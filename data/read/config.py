@@ -14,7 +14,7 @@ from data.sources import SOURCES
 class DataConfig(Section):
     """Which images are read, from where and how they are cut into tokens."""
 
-    # Name of the data set: a key of SOURCES in data.sources.
+    # Name of the data set, as `python launch/prepare.py --help` lists them.
     source: str
     # Folder with the shards of the images and their index.json; every process must see it at this path.
     shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
@@ -30,13 +30,13 @@ class DataConfig(Section):
     holdout: int = Field(0, ge=0)
     # Threads that read batches ahead; 0 reads in the training loop.
     workers: int = Field(0, ge=0)
-    # Width of a PatchAE code when the tokens are codes; None when they are the pixels of patches.
+    # Width of a PatchAE code when the tokens are codes; null when they are the pixels of patches.
     code_dim: int | None = Field(None, gt=0)
     # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
     encode: Literal["ahead", "on_the_fly"] = "ahead"
     # Folder of the latent shards and of codec.safetensors, which encoding on the fly needs as well.
     latents: str = Field(default_factory=lambda values: f"{values.get('shards')}_latents")
-    # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; None takes those of any.
+    # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; null takes those of any.
     patch_autoencoder: str | None = None
 
     @field_validator("source")

@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from launch.monitoring.dashboards import DASHBOARDS, FOLDER, rendered
-from trainer.metrics.exposition import FAMILIES
+from trainer.metrics.registry import FAMILIES
 
 register_default_plugins()
 MONITORING = FOLDER.parents[1]

@@ -24,7 +24,7 @@ class CheckpointConfig(Section):
     """When a checkpoint is written, and which ones stay. There is always one at the end."""
 
     every_images: int = Field(0, ge=0)  # 0: only at the end
-    keep_last: int = Field(2, gt=0)
+    keep_last: int = Field(2, gt=0)  # so many of the newest
     keep_every_images: int = Field(0, ge=0)  # beside these, the first one after each multiple; 0: none
     keep_best: int = Field(1, ge=0)  # and so many of the best evaluations
     part_bytes: int = Field(2**28, gt=0)  # a larger state is written by several ranks at once

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
+from trainer.metrics.registry import BAR
+
 _PAUSE = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets a line now and then
 _INTERVALS = {"mininterval": _PAUSE, "maxinterval": _PAUSE, "smoothing": 0.1}
 
@@ -30,7 +32,7 @@ class ProgressBar:
 
     def __call__(self, line: dict) -> None:
         if line["loss"] is not None:
-            terms = {name: f"{line[name]:.2f}" for name in ("elbo", "kl") if name in line}
+            terms = {name: f"{line[name]:.2f}" for name in BAR if name in line}
             self._bar.set_postfix(terms or {"loss": f"{line['loss']:.4g}"}, refresh=False)
         self._bar.update(line["images"] - self._bar.n)
 

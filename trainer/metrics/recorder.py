@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import NonFiniteError
-from trainer.metrics.registry import REGISTRY, MetricsConfig
+from trainer.metrics.registry import NUMBERS, MetricsConfig
 
 
 def require_finite(line: dict) -> None:
@@ -23,7 +23,7 @@ def require_finite(line: dict) -> None:
 class Metrics:
     """Takes the terms of every step and hands them, read from the device some steps late, to every sink.
 
-    A sink is a function of one dict: names of REGISTRY to numbers, None for what is not finite in a skipped step.
+    A sink is a function of one dict: names of NUMBERS to numbers, None for what is not finite in a skipped step.
 
     skipped_steps: of the whole run. last_skipped: the lines of the skipped steps since the last that was not, with
     their numbers as they were. All ranks see the same.
@@ -73,7 +73,7 @@ class Metrics:
                 self.last_skipped.clear()
                 require_finite(line)
             line["skipped_steps"] = self.skipped_steps
-            unknown = line.keys() - REGISTRY.keys()
+            unknown = line.keys() - NUMBERS.keys() - {"images_per_second"}  # which Prometheus makes of the counters
             assert not unknown, f"not in the registry: {unknown}"
             for sink in self.sinks:
                 sink(line)

@@ -1,49 +1,113 @@
-"""What a run measures: one registry of names, and how it is recorded."""
+"""What a run measures: the one registry of names, and how it is recorded.
 
-from dataclasses import dataclass
+Another number is one line here: it then goes to metrics.jsonl or evaluations.jsonl, to Prometheus, and into docs/.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import Field
 
 from data.section import Section
 
+PREFIX = "biglearn_"
+
 
 @dataclass(frozen=True)
-class Metric:
-    """One measured quantity; `unit` is a base unit."""
+class Family:
+    """One family of series.
+
+    of: the names under which the trainer hands its numbers over (those of metrics.jsonl and evaluations.jsonl, of
+    trainer/checkpoints/writer.py and of make_exporter), and the values of `labels` for each. each_rank: other ranks
+    have it, too, not the first alone. adds: what is handed over is added to what was. bar: those of `of` that the
+    progress bar shows.
+    """
 
     name: str
-    unit: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
     help: str
+    of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    each_rank: bool = False
+    adds: bool = False
+    bar: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """As it stands in a query."""
+        return PREFIX + self.name + {"counter": "_total", "info": "_info"}.get(self.kind, "")
 
 
-REGISTRY = {
-    metric.name: metric
-    for metric in (
-        Metric("step", "steps", "optimizer steps made"),
-        Metric("images", "images", "training images seen"),
-        Metric("loss", "nats", "what is minimised: minus the ELBO (patch_ae: squared error a pixel)"),
-        Metric("elbo", "nats", "eq. (7): reconstruction - beta * kl, mean over the batch"),
-        Metric("reconstruction", "nats", "-½ SSE over the pixels of x_T, mean over the batch"),
-        Metric("kl", "nats", "KL of the posterior from the prior, mean over the batch"),
-        Metric("elbo_joint", "nats", "elbo of the groups with S empty and T everything"),
-        Metric("elbo_marginal", "nats", "elbo of the other groups with S empty"),
-        Metric("elbo_conditional", "nats", "elbo of the groups with S not empty"),
-        Metric("gradient_norm", "1", "L2 norm of the gradient before clipping"),
-        Metric("learning_rate", "1", "AdamW's learning rate of the step"),
-        Metric("beta", "1", "weight of the KL in the step"),
-        Metric("skipped_steps", "steps", "steps that changed nothing because a term or the gradient was not finite"),
-        Metric("damaged_images", "images", "damaged training images met by the rank that met most"),
-        Metric("world_size", "ranks", "ranks that made the step"),
-        Metric("images_per_second", "images/s", "training speed between this line and the last"),
-        Metric("seconds_data", "s", "time this rank waited for data since the last line"),
-        Metric("seconds_step", "s", "time in steps since the last line"),
-        Metric("seconds_forward", "s", "of steps that are timed (metrics.phases_every_steps): forward"),
-        Metric("seconds_backward", "s", "of these steps: backward, and what the ranks exchange in it"),
-        Metric("seconds_optimizer", "s", "of these steps: the rest"),
-        Metric("seconds_evaluation", "s", "time in evaluation and pictures since the last line"),
-        Metric("seconds_checkpoint", "s", "time in checkpoints since the last line"),
-    )
-}
+def _phases(*names: str) -> dict[str, tuple[str, ...]]:
+    return {f"seconds_{name}": (name,) for name in names}
+
+
+FAMILIES = (
+    Family("images", "counter", "training images seen", {"images": ()}),
+    Family("steps", "counter", "optimizer steps made", {"step": ()}, each_rank=True),
+    Family("tokens", "counter", "tokens that entered the transformer, of all ranks; counted from the masks' sizes"),
+    Family("flops", "counter", "operations of the matrix products, forward and backward, of all ranks; counted so"),
+    Family("training_seconds", "counter", "wall time of training, without evaluation and checkpoints"),
+    Family("device_seconds", "counter", "the same times the ranks that there were; a rank has one device"),
+    Family("step_duration_seconds", "histogram", "wall time of a step and of the wait for its data", each_rank=True),
+    Family(
+        "phase_seconds", "counter", "wall time of this process by what it did (data: the wait for them)",
+        _phases("data", "step", "evaluation", "checkpoint"), ("phase",), each_rank=True, adds=True,
+    ),
+    Family(
+        "sampled_phase_seconds", "gauge", "parts of the last step that was timed (metrics.phases_every_steps)",
+        _phases("forward", "backward", "optimizer"), ("phase",), each_rank=True,
+    ),
+    Family(
+        "loss", "gauge", "of the last step, nats (loss of patch_ae: mean squared error)",
+        {name: (name,) for name in ("loss", "elbo", "reconstruction", "kl")}, ("term",), bar=("elbo", "kl"),
+    ),
+    Family(
+        "task_elbo_nats", "gauge", "ELBO of the last step by task",
+        {f"elbo_{name}": (name,) for name in ("joint", "marginal", "conditional")}, ("task",),
+    ),
+    Family("gradient_norm", "gauge", "L2 norm of the gradient, last step, before clipping", {"gradient_norm": ()}),
+    Family("learning_rate", "gauge", "of the last step", {"learning_rate": ()}),
+    Family("beta", "gauge", "weight of the KL in the last step", {"beta": ()}),
+    Family("skipped_steps", "counter", "steps left out because something was not finite", {"skipped_steps": ()}),
+    Family("damaged_images", "counter", "damaged images replaced, of the rank that met most", {"damaged_images": ()}),
+    Family(
+        "evaluation_elbo_nats", "gauge", "ELBO of the test images at the last evaluation",
+        {"biglearn_elbo": ("biglearn",), "joint_elbo": ("joint",), "joint_elbo_standard_prior": ("standard_prior",)},
+        ("elbo",),
+    ),
+    Family(
+        "evaluation_inpainting_error", "gauge", "mean squared error a value of what is missing, at the last evaluation",
+        {
+            "inpainting_error": ("0.5",), "inpainting_error_fifth": ("0.2",),
+            "inpainting_error_block": ("all_but_centre",), "inpainting_error_lower": ("upper_half",),
+        },
+        ("observed",),
+    ),
+    Family("evaluation_active_latent_units", "gauge", "latent units in use, last evaluation", {"active_units": ()}),
+    Family("evaluation_psnr_decibels", "gauge", "of patch_ae at the last evaluation", {"psnr": ()}),
+    Family("last_step_timestamp_seconds", "gauge", "when the last step was made", each_rank=True),
+    Family("last_checkpoint_timestamp_seconds", "gauge", "when the last one was complete", {"checkpoint_time": ()}),
+    Family("checkpoint_duration_seconds", "gauge", "from its begin to complete", {"checkpoint_seconds": ()}),
+    Family("checkpoint_size_bytes", "gauge", "of the last checkpoint", {"checkpoint_bytes": ()}),
+    Family("restarts", "counter", "starts of this run after the first", {"restarts": ()}),
+    Family("images_planned", "gauge", "images after which the run is done", {"images_planned": ()}),
+    Family("world_size", "gauge", "ranks", {"world_size": ()}),
+    Family("parameters", "gauge", "trained parameters", {"parameters": ()}),
+    Family(
+        "device_memory_bytes", "gauge", "of the GPU: allocated by tensors, reserved by torch, used by all, total",
+        {f"memory_{kind}": (kind,) for kind in ("allocated", "reserved", "used", "total")}, ("kind",), each_rank=True,
+    ),
+    Family(
+        "device_peak_flops_per_second", "gauge", "of the GPU, dense, as its maker says; or metrics.peak_flops",
+        {"peak_flops": ()}, each_rank=True,
+    ),
+    Family("run", "info", "hyperparameters as labels; size is embed_dim x layers"),
+)  # fmt: skip
+
+NUMBERS = {number: (family, labels) for family in FAMILIES for number, labels in family.of.items()}
+BAR = tuple(number for family in FAMILIES for number in family.bar)
 
 
 class MetricsConfig(Section):
