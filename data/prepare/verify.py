@@ -1,11 +1,9 @@
 """Check a folder of shards to the last byte."""
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from pydantic import ValidationError
@@ -14,6 +12,7 @@ from tqdm import tqdm
 from data.errors import UserError, printable
 from data.read import records
 from data.read.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_path
+from data.read.storage import StoredFile, storage_of
 
 
 def verify(root: Path | str, progress: bool = False) -> list[str]:
@@ -25,18 +24,18 @@ def verify(root: Path | str, progress: bool = False) -> list[str]:
         index = read_index(root)
     except UserError as error:
         return [str(error)]
-    root = Path(root)
     faults = []
     shown = None if progress else True  # None: on a terminal
     for shard in tqdm(index.shards, desc=f"verify {root}", unit=" shards", disable=shown):
         faults += _shard_faults(root, index, shard)
         faults += _sidecar_faults(root, index, shard)
-    unlisted = {path.name for path in root.glob("*.tar")} - {shard.name for shard in index.shards}
-    return faults + [f"{root / name}: is not in the index" for name in sorted(unlisted)]
+    tars = {name for name in storage_of(root).names() if name.endswith(".tar")}
+    unlisted = tars - {shard.name for shard in index.shards}
+    return faults + [f"{root}/{name}: is not in the index" for name in sorted(unlisted)]
 
 
-def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
-    path = root / shard.name
+def _shard_faults(root: Path | str, index: Index, shard: Shard) -> Iterator[str]:
+    path = f"{root}/{shard.name}"
     try:
         file = open_shard(root, index, shard)
     except UserError as error:
@@ -63,7 +62,7 @@ def _shard_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
                     yield f"{path}: record {record.key}: labels are not all in 0 .. {index.classes - 1}"
 
 
-def _member_faults(path: Path, file: BinaryIO, shard: Shard) -> Iterator[str]:
+def _member_faults(path: str, file: StoredFile, shard: Shard) -> Iterator[str]:
     """Whether any tar reader finds the members that the index lists, and no others."""
     found: dict[str, Member] = {}
     try:
@@ -80,15 +79,13 @@ def _member_faults(path: Path, file: BinaryIO, shard: Shard) -> Iterator[str]:
             yield f"{path}: member {printable(name)} is not as the index says"
 
 
-def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _headers(file: StoredFile) -> Iterator[tarfile.TarInfo]:
     """The header of each member, the file placed at its first byte.
 
     Header by header, because `tarfile` follows whatever extension a header asks for. Raises ValueError for a member
     that is no plain file, whose name holds a path, or that is empty or larger than the file.
     """
-    file.seek(0, os.SEEK_END)
-    end = file.tell()
-    start = 0
+    start, end = 0, file.size
     while start < end:
         file.seek(start)
         block = file.read(tarfile.BLOCKSIZE)
@@ -105,13 +102,15 @@ def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         yield header
 
 
-def _sidecar_faults(root: Path, index: Index, shard: Shard) -> Iterator[str]:
+def _sidecar_faults(root: Path | str, index: Index, shard: Shard) -> Iterator[str]:
     """A sidecar may be absent (only `prepare` needs it), but not say other things than the index."""
-    path = sidecar_path(root / shard.name)
-    if not path.exists():
-        return
+    name = sidecar_path(Path(shard.name)).name
+    path = f"{root}/{name}"
     try:
-        sidecar = Sidecar.model_validate_json(path.read_bytes())
+        with storage_of(root).open(name) as file:
+            sidecar = Sidecar.model_validate_json(file.read())
+    except FileNotFoundError:
+        return
     except (OSError, ValidationError):
         sidecar = None
     if sidecar is None or (sidecar.recipe(), sidecar.shard) != (index.recipe(), shard):

@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.errors import UserError, printable
+from data.read.storage import STORAGES, StoredFile, scheme_of, storage_of
 from data.sources import SOURCES
 from data.sources.walk import ARCHIVE
 
@@ -242,7 +243,9 @@ def require_folder_path(folder: Path | str) -> None:
     """UserError if this can be no folder: an address, which other readers of shards would fetch or, worse, run; an
     archive or a pattern of archives, if no folder is called so; any other file."""
     shown, path = printable(str(folder)), Path(folder)
-    if re.match(r"pipe:|[a-z][a-z0-9+.-]*://", str(folder), re.IGNORECASE):
+    if (scheme := scheme_of(folder)) in STORAGES:
+        return
+    if scheme:
         raise UserError(
             f"shards are read from a folder; {shown} is none: copy them to a disk, or mount what holds them, and"
             " give the path"
@@ -267,13 +270,13 @@ def read_index(root: Path | str, command: Callable[..., str] | None = None) -> I
     command(*options): what writes the folder, for the mend in a message; None guesses.
     """
     require_folder_path(root)
-    path = Path(root) / INDEX_NAME
+    path, storage = Path(root) / INDEX_NAME, storage_of(root)
     if command is None:
         command = partial(prepare_command, path.parent.name if path.parent.name in SOURCES else "mnist", root)
     again = f"write the shards again with {command('--overwrite')}"
     try:
-        size = path.stat().st_size
-        text = path.read_bytes() if size <= _INDEX_BYTES else b""
+        with storage.open(INDEX_NAME) as file:
+            size, text = file.size, file.read() if file.size <= _INDEX_BYTES else b""
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: write the shards with {command()}") from None
     except OSError as error:
@@ -292,11 +295,11 @@ def read_index(root: Path | str, command: Callable[..., str] | None = None) -> I
     raise UserError(f"{path} is damaged ({reason}): {again}")
 
 
-def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
+def open_shard(root: Path | str, index: Index, shard: Shard) -> StoredFile:
     """The shard, opened for reading. UserError if it is absent or of another size than the index says."""
     path = Path(root) / shard.name
     try:
-        file = path.open("rb")
+        file = storage_of(root).open(shard.name)
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}: ask its owner to let you read it (chmod a+rX)") from None
     except OSError as error:
@@ -305,11 +308,10 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> BinaryIO:
             raise UserError(f"{path}: {error.strerror}: allow more of them with {more}") from None
         reason = error.strerror
     else:
-        size = os.fstat(file.fileno()).st_size
-        if size == shard.bytes:
+        if file.size == shard.bytes:
             return file
         file.close()
-        reason = f"has {size} bytes, the index says {shard.bytes}"
+        reason = f"has {file.size} bytes, the index says {shard.bytes}"
     raise UserError(f"{path}: {reason}; {index.mend(root)}")
 
 

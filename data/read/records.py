@@ -2,11 +2,11 @@
 
 import io
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 
 from data.read.index import HEADER_BYTES, Index, Member, Record
+from data.read.storage import StoredFile
 
 _LABEL = np.dtype("<i8")
 _CRC32 = np.dtype("<u4")
@@ -19,7 +19,7 @@ def encode(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _payload_offset(file: BinaryIO, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+def _payload_offset(file: StoredFile, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """Where in the tar the array's first value is.
 
     Raises ValueError unless the member's header promises exactly `dtype` and `shape`: nothing is allocated on
@@ -40,7 +40,7 @@ def _payload_offset(file: BinaryIO, member: Member, dtype: np.dtype, shape: tupl
     return member.offset + head.tell()
 
 
-def _read(file: BinaryIO, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _read(file: StoredFile, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     file.seek(_payload_offset(file, member, dtype, shape))
     array = np.empty(shape, dtype)
     if file.readinto(memoryview(array).cast("B")) != array.nbytes:
@@ -48,22 +48,22 @@ def _read(file: BinaryIO, member: Member, dtype: np.dtype, shape: tuple[int, ...
     return array
 
 
-def read_labels(file: BinaryIO, record: Record) -> np.ndarray:
+def read_labels(file: StoredFile, record: Record) -> np.ndarray:
     """(count,) int64; ValueError if the file holds anything else, as below."""
     return _read(file, record.labels, _LABEL, (record.count,))
 
 
-def read_content(file: BinaryIO, record: Record, index: Index) -> np.ndarray:
+def read_content(file: StoredFile, record: Record, index: Index) -> np.ndarray:
     """(count, H, W, C) uint8, or (count, L, D) float16 for codes."""
     return _read(file, record.content, index.content_dtype, (record.count, *index.content_shape))
 
 
-def read_checksums(file: BinaryIO, record: Record) -> np.ndarray:
+def read_checksums(file: StoredFile, record: Record) -> np.ndarray:
     """(count,) uint32, what `checksums` gave when the record was written."""
     return _read(file, record.crc32, _CRC32, (record.count,))
 
 
-def first_content(file: BinaryIO, record: Record, index: Index) -> int:
+def first_content(file: StoredFile, record: Record, index: Index) -> int:
     """Where in the tar the first byte of the first image, or of its codes, is; the others follow without a gap."""
     return _payload_offset(file, record.content, index.content_dtype, (record.count, *index.content_shape))
 

@@ -1,20 +1,19 @@
 """The images of one split, or their codes, each checked when it is read; a sound one stands in for a damaged one."""
 
 import logging
-import os
 import threading
 import weakref
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from data.errors import UserError
 from data.read import records
 from data.read.index import Index, open_shard
+from data.read.storage import StoredFile
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 class _Place:
     """Where a record lies: its open shard, its first byte of content in there, its first image in the split."""
 
-    file: BinaryIO
+    file: StoredFile
     shard: str
     key: str
     offset: int
@@ -54,7 +53,7 @@ class SplitImages:
         self._lock = threading.Lock()
         self._places: list[_Place] = []
         self._firsts: list[int] = []
-        files: list[BinaryIO] = []
+        files: list[StoredFile] = []
         self.close = weakref.finalize(self, _close, files)
 
         label_parts, crc32_parts = [], []
@@ -117,8 +116,8 @@ class SplitImages:
         """Read an image; why it is damaged, or None."""
         place = self._place(index)
         content = memoryview(content_N).cast("B")
-        try:  # into the array at a place of its own: threads share the file, and a cut file is just a short read
-            count = os.preadv(place.file.fileno(), [content], place.offset + (index - place.first) * len(content))
+        try:  # a cut file is just a short read
+            count = place.file.read_into(content, place.offset + (index - place.first) * len(content))
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if count < len(content):
@@ -135,6 +134,6 @@ class SplitImages:
         return f"{self._split} image {index} ({place.shard}, record {place.key}, place {index - place.first})"
 
 
-def _close(files: list[BinaryIO]) -> None:
+def _close(files: list[StoredFile]) -> None:
     for file in files:
         file.close()

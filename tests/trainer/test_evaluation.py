@@ -9,7 +9,7 @@ from data.read.index import load_index
 from data.read.stream import Stream
 from trainer.build import build_task
 from trainer.evaluation import EvaluateConfig, evaluate
-from trainer.tasks import task as tasks
+from trainer.tasks import biglearn as tasks
 from trainer.tasks.biglearn import ACTIVE_VARIANCE, INPAINTING_ERRORS
 
 

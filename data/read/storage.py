@@ -1,0 +1,85 @@
+"""Where prepared shards lie. Another kind of place is a new file with its `Storage`, and a line in `STORAGES`."""
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import Protocol, Self
+
+from data.files import write_aside
+
+
+class StoredFile(Protocol):
+    """A file of bytes that was opened for reading, with what `BinaryIO` has to read from any place of it."""
+
+    size: int
+
+    def read_into(self, content: memoryview, offset: int) -> int:
+        """Fill `content` with the bytes from `offset` on, from any thread; how many there were. Raises OSError."""
+
+    def read(self, count: int = -1) -> bytes: ...
+
+    def readinto(self, content: memoryview) -> int: ...
+
+    def seek(self, offset: int, whence: int = 0) -> int: ...
+
+    def tell(self) -> int: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_) -> None: ...
+
+
+class Storage(Protocol):
+    """A folder of files. What fails is an OSError that says why."""
+
+    def open(self, name: str) -> StoredFile:
+        """A file, for reading."""
+
+    def names(self) -> list[str]:
+        """All files there are."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """A whole file, which nobody ever sees half written."""
+
+
+class _LocalFile(io.BufferedReader):
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read_into(self, content: memoryview, offset: int) -> int:
+        """At a place of its own: threads share the file."""
+        return os.preadv(self.fileno(), [content], offset)
+
+
+class LocalFolder:
+    """A folder of this machine, or one that is mounted on it."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def open(self, name: str) -> _LocalFile:
+        return _LocalFile(self.root / name)
+
+    def names(self) -> list[str]:
+        return os.listdir(self.root)
+
+    def write(self, name: str, content: bytes) -> None:
+        write_aside(self.root / name, content)
+
+
+STORAGES: dict[str, type[Storage]] = {}  # by what stands before ://
+
+
+def scheme_of(root: Path | str) -> str | None:
+    """What stands before :// in the address of a folder; None for a path."""
+    found = re.match(r"(pipe):|([a-z][a-z0-9+.-]*)://", str(root), re.IGNORECASE)
+    return (found[1] or found[2]).lower() if found else None
+
+
+def storage_of(root: Path | str) -> Storage:
+    """The folder of this address."""
+    return STORAGES.get(scheme_of(root), LocalFolder)(root)
