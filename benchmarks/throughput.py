@@ -17,10 +17,11 @@ PatchAE codes are random numbers on the device, for which nothing waits).
 
   OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/throughput.py --device cpu --cases 1 --methods biglearn_u
 
-examples:
+Examples:
   python benchmarks/throughput.py --device cpu --cases 1,2 --fractions --out throughput.json
   python benchmarks/throughput.py --cases 1 --modes query_only --engines accelerate train.batch_size=4096
   python benchmarks/throughput.py --cases celeba_base --engines deepspeed --out celeba.json
+
 """
 
 import argparse

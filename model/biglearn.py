@@ -6,7 +6,7 @@ The methods (model/method.py) share one code and, by construction, one parameter
 - vae: the joint VAE of eq. 1, with two trunks as biglearn_t, trained with S empty, T everything, prior N(0, I).
 """
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -25,19 +25,19 @@ INITIAL_LOGVAR = -4.0
 class ModelConfig(Section):
     """Sizes of the transformer. `biglearn_u` has one trunk of encoder_depth + decoder_depth layers."""
 
-    embed_dim: int = Field(128, gt=0)
-    encoder_depth: int = Field(4, gt=0)
-    decoder_depth: int = Field(4, gt=0)
-    num_heads: int = Field(4, gt=0)
-    mlp_ratio: float = Field(2, gt=0)
-    latent_dim: int = Field(32, gt=0)
-    mask_tokens: Literal["dense", "query_only"] = "query_only"
+    embed_dim: int = Field(128, gt=0)  # width of a token, d; a multiple of num_heads and of 4
+    encoder_depth: int = Field(4, gt=0)  # layers
+    decoder_depth: int = Field(4, gt=0)  # layers
+    num_heads: int = Field(4, gt=0)  # of attention, each embed_dim / num_heads wide
+    mlp_ratio: float = Field(2, gt=0)  # hidden width of a block's MLP, times embed_dim
+    latent_dim: int = Field(32, gt=0)  # of z
+    mask_tokens: Literal["dense", "query_only"] = "query_only"  # [M] is a token as every other, or only asks
     logvar_limit: float = Field(10, gt=0)  # log variances are clamped to [-limit, limit]
     residual_init: Literal["zero", "xavier"] = "zero"  # of the weights through which a block adds to what passes it
     input_scale: float = Field(1.0, gt=0)  # of the patches where they enter; a position is 0.7 in root mean square
 
     @model_validator(mode="after")
-    def _divisible(self):
+    def _divisible(self) -> Self:
         if self.embed_dim % self.num_heads or self.embed_dim % 4:
             raise ValueError(f"embed_dim {self.embed_dim} must be divisible by num_heads {self.num_heads} and by 4")
         return self
@@ -49,6 +49,8 @@ class TokenEmbedding(nn.Module):
     Patches stand at their places with a fixed 2-D sin-cos position; [M] stands where nothing is observed; the
     last token is z, either as a question (z_query) or as an input (z_embed).
     """
+
+    position_LE: Tensor
 
     def __init__(self, token_dim: int, patches: int, embed_dim: int, latent_dim: int, input_scale: float):
         super().__init__()
@@ -119,9 +121,12 @@ class BigLearnModel(nn.Module):
         return self.trunk if self.method.trunks == 1 else self.decoder
 
     def _initialise_variance(self) -> None:
-        """Start with sigma = e^-2 everywhere: a z that is mostly noise is not worth reading, and the decoder would
-        first learn to ignore it."""
-        head, z = self.z_head[1].fc2, self.config.latent_dim
+        """Start with sigma = e^-2 everywhere.
+
+        A z that is mostly noise is not worth reading, and the decoder would first learn to ignore it.
+        """
+        head: Any = self.z_head[1].fc2
+        z = self.config.latent_dim
         nn.init.zeros_(head.weight[z:])
         nn.init.constant_(head.bias[z:], INITIAL_LOGVAR)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ class Cost:
     flops_per_image: float
 
 
-def measure_cost(task: nn.Module, patches: int, token_dim: int) -> Cost:
-    """The cost of the plans of `task`, which must live on the meta device.
+def measure_cost(task: Any, patches: int, token_dim: int) -> Cost:
+    """The cost of the plans of `task`, a trainer.tasks.task.Task, which must live on the meta device.
 
     Mask groups share nothing but p(z), the prior of all that observe nothing, and attention makes the cost of a group
     a quadratic polynomial in |S| and |T|. So a few groups are run forward and backward, and give those of all others.
@@ -69,11 +70,11 @@ def _measure(task: nn.Module, plan: Plan, patches: int, token_dim: int) -> np.nd
     """Tokens, token-layers and operations of one sample of each group, counted while it runs."""
     tokens = token_layers = 0
 
-    def enters(norm: nn.Module, inputs) -> None:
+    def enters(norm: nn.Module, inputs: Any) -> None:
         nonlocal tokens
         tokens += inputs[0].shape[:-1].numel()
 
-    def leaves(norm: nn.Module, inputs) -> None:
+    def leaves(norm: nn.Module, inputs: Any) -> None:
         nonlocal token_layers
         token_layers += inputs[0].shape[:-1].numel()
 
@@ -81,7 +82,7 @@ def _measure(task: nn.Module, plan: Plan, patches: int, token_dim: int) -> np.nd
     hooks = [trunk.blocks[0].norm1.register_forward_pre_hook(enters) for trunk in trunks]
     hooks += [block.norm2.register_forward_pre_hook(leaves) for trunk in trunks for block in trunk.blocks]
     batch_size = len(plan.groups)
-    counter = FlopCounterMode(display=False)
+    counter: Any = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()
     with torch.device("meta"), counter:
         batch = Batch(torch.empty(batch_size, patches, token_dim), torch.arange(batch_size))
@@ -100,5 +101,5 @@ class _NoModules:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         pass

@@ -5,7 +5,7 @@ Another method is an entry of METHODS.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class Method:
         return self.fixed_prior is None
 
 
-def _joint(objective, patches: int, seed: int) -> tuple[Plan, ...]:
+def _joint(objective: object, patches: int, seed: int) -> tuple[Plan, ...]:
     return joint_plans(patches)
 
 
@@ -46,4 +46,7 @@ METHODS = {
     )
 }
 
-MethodName = Literal[tuple(METHODS)]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]

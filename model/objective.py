@@ -1,7 +1,7 @@
 """The objective: eq. (7) of the paper as one function of (S, T). Eqs. (1), (4), (5), (6) are cases of it."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -28,7 +28,7 @@ class ObjectiveConfig(Section):
     plans: int = Field(16, gt=0)  # steps after which the mask sizes repeat
 
     @model_validator(mode="after")
-    def _grows(self):
+    def _grows(self) -> Self:
         first, last = self.beta_range
         if self.beta_start is not None and not (first <= last and self.beta > 0):
             raise ValueError(

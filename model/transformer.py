@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,9 @@ class Layer:
 
 
 class Attend(Protocol):
-    """How rows attend to one another."""
+    """How rows attend to one another. layer: a Layer, of the kind that this way needs."""
 
-    def __call__(
-        self, layer: Layer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: object
-    ) -> tuple[Tensor, object]:
+    def __call__(self, layer: Any, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: Any) -> tuple[Tensor, Any]:
         """The answers of the heads, y_QHK, and what the same layer of the next pass gets as `kept`."""
 
 
@@ -39,8 +37,8 @@ def attend_by_mask(allowed_BQK: Tensor | None, batch: int) -> Attend:
     mask = None if allowed_BQK is None else allowed_BQK[:, None]
 
     def attend(layer: Layer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: None) -> tuple[Tensor, None]:
-        of_samples = (rows.unflatten(0, (batch, -1)).transpose(1, 2) for rows in (q_QHK, k_NHK, v_NHK))
-        y_BHNK = F.scaled_dot_product_attention(*of_samples, attn_mask=mask)
+        q_BHNK, k_BHNK, v_BHNK = (rows.unflatten(0, (batch, -1)).transpose(1, 2) for rows in (q_QHK, k_NHK, v_NHK))
+        y_BHNK = F.scaled_dot_product_attention(q_BHNK, k_BHNK, v_BHNK, attn_mask=mask)
         return y_BHNK.transpose(1, 2).flatten(0, 1), None
 
     return attend
@@ -81,7 +79,8 @@ class Trunk(nn.Module):
     def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_ratio: float):
         super().__init__()
         self.recomputes = False
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        blocks = (Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]  # torch does not say of what
 
     def start_as_identity(self) -> None:
         """Let every block add nothing at first: depth then costs no signal, and each block grows from what is there."""

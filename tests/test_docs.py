@@ -33,7 +33,7 @@ def _sections(section: type[BaseModel]):
             yield from _sections(field.annotation)
 
 
-@pytest.mark.parametrize("section", _sections(Config), ids=lambda section: section.__name__)
+@pytest.mark.parametrize("section", [*_sections(Config)], ids=lambda section: section.__name__)
 def test_every_key_has_its_meaning(section):
     sections = {
         name

@@ -147,8 +147,10 @@ def claim(folder: Path, wanted: set[str], owned: set[str] = frozenset()) -> set[
 
 
 def _named(folder: Path) -> set[str]:
-    """The index, if it is ours, and the names in it, even if it is damaged otherwise or of another version; and the
-    names in the valid sidecars."""
+    """The index, if it is ours, and the names in it and in the valid sidecars.
+
+    Those in an index that is damaged otherwise, or of another version, count.
+    """
     names: set[str] = set()
     for path in folder.glob("*.tar.json"):
         sidecar = _sidecar_or_none(path)

@@ -240,8 +240,11 @@ def sidecar_path(shard: Path) -> Path:
 
 
 def require_folder_path(folder: Path | str) -> None:
-    """UserError if this can be no folder: an address, which other readers of shards would fetch or, worse, run; an
-    archive or a pattern of archives, if no folder is called so; any other file."""
+    """UserError if this can be no folder.
+
+    That is an address, which other readers of shards would fetch or, worse, run; an archive or a pattern of archives,
+    if no folder is called so; any other file.
+    """
     shown, path = printable(str(folder)), Path(folder)
     if (scheme := scheme_of(folder)) in STORAGES:
         return

@@ -22,8 +22,7 @@ _CHUNK = 1024  # images that are read at once into memory
 
 
 class Stream:
-    """An endless sequence of the images of one split, or of a part of it, as tokens: patches of pixels, or PatchAE
-    codes of them.
+    """An endless sequence of the images of one split, or of a part of it, as tokens: pixels of patches, or their codes.
 
     Position n of the sequence is in epoch n // images; each epoch holds every image once, in an order that is
     a function of (seed, epoch) alone, or that of the part when the seed is None. The stream has no state: a run

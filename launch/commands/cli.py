@@ -111,8 +111,10 @@ def show_warnings(rank: int) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of every command. A negative number may be written in any form: argparse itself would take -1e-1
-    for an option."""
+    """The arguments of every command.
+
+    A negative number may be written in any form: argparse itself would take -1e-1 for an option.
+    """
 
     def parse_known_args(self, args=None, namespace=None):
         return super().parse_known_args(_told_from_options(args), namespace)
@@ -122,8 +124,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def _told_from_options(arguments: Sequence[str] | None) -> list[str]:
-    """Arguments with a space before what argparse does not know for a number: no option begins with a space, and int
-    and float pass over it."""
+    """Arguments with a space before what argparse does not know for a number.
+
+    No option begins with a space, and int and float pass over it.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     return [f" {text}" if _is_unknown_number(text) else text for text in arguments]
 

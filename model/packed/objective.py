@@ -3,6 +3,8 @@
 The results are those of `elbo_terms` (model/objective.py), the readable form, row by row.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from model.biglearn import BigLearnModel
@@ -31,7 +33,7 @@ def packed_elbo_terms(
         place_of_N = place_N[places.rank_N]
         return x_ND[places.first_N + place_of_N], place_of_N
 
-    def rows(phase: Phase, **z) -> Tensor:
+    def rows(phase: Phase, **z: Any) -> Tensor:
         tokens_NE = model.embed(*patches(phase.patches), masked_place_N=place_N[phase.masked.rank_N], **z)
         return tokens_NE if phase.order_N is None else tokens_NE.index_select(0, phase.order_N)
 

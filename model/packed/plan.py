@@ -8,6 +8,7 @@ no key and no value, and in the last layer only what is read at the end asks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ class Rows(list[Segment]):
         return self[-1]
 
     def layer(
-        self, readings: Sequence[Reading], first_query: int = 0, n_keys: int | None = None, **more
+        self, readings: Sequence[Reading], first_query: int = 0, n_keys: int | None = None, **more: Any
     ) -> PackedLayer:
         """Of the readings only what the rows from first_query on ask."""
         n_keys = self[-1].stop if n_keys is None else n_keys

@@ -46,8 +46,8 @@ def query_only_phases(groups: list[Group], own: list[int], has_shared: bool, one
     parts += [_Part(rows.add(1, 1))] if has_shared else []
     seen = dict(zip(own, segments[len(groups) :], strict=True))
     keep = tuple(seen.values()) if one_trunk else ()
-    layers = _layers(rows, parts, parts[0].z.start, rows[-1].stop, keep=keep)
-    encode = Phase(places_of(entering, patches), rows[-1].stop - parts[0].z.start, places_of([], patches), *layers)
+    most, last = _layers(rows, parts, parts[0].z.start, rows[-1].stop, keep=keep)
+    encode = Phase(places_of(entering, patches), rows[-1].stop - parts[0].z.start, places_of([], patches), most, last)
 
     again = [] if one_trunk else [g for g, group in enumerate(groups) if group.n_S]
     rows = Rows()
@@ -56,9 +56,9 @@ def query_only_phases(groups: list[Group], own: list[int], has_shared: bool, one
     asking = [rows.add(*group.T.shape) for group in groups]
     kept = seen if one_trunk else {}
     parts = [_Part(z[g], inner.get(g), asking[g], kept.get(g)) for g in range(len(groups))]
-    layers = _layers(rows, parts, asking[0].start, asking[0].start, kept=keep)
+    most, last = _layers(rows, parts, asking[0].start, asking[0].start, kept=keep)
     entering, masked = [groups[g].S for g in again], [group.T for group in groups]
-    return encode, Phase(places_of(entering, patches), batch * len(groups), places_of(masked, patches), *layers)
+    return encode, Phase(places_of(entering, patches), batch * len(groups), places_of(masked, patches), most, last)
 
 
 def _layers(

@@ -1,6 +1,7 @@
 """Attention on packed rows as plain rectangles: a call of SDPA for each reading of a layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from model.packed.plan import PackedLayer, Segment
 
 
 def attend_by_rectangles(
-    layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: dict | None
+    layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept: Any
 ) -> tuple[Tensor, dict]:
     """As model.transformer.Attend."""
     queries = _by_segment(q_QHK, layer.queries)
     keys, values = (_by_segment(x_NHK, layer.keys) for x_NHK in (k_NHK, v_NHK))
-    answers = {}
+    answers: dict[Segment, Tensor] = {}
     for reading in layer.readings:
         of_kept = [kept[reading.kept]] if reading.kept else []
         read = of_kept + [(keys[segment], values[segment]) for segment in reading.keys]
@@ -35,5 +36,5 @@ def _by_segment(x_NHK: Tensor, segments: Sequence[Segment]) -> dict[Segment, Ten
     return {s: x.unflatten(0, (s.batch, s.tokens)).transpose(1, 2) for s, x in zip(segments, parts, strict=True)}
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

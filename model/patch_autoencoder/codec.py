@@ -24,6 +24,9 @@ class PatchCodec(nn.Module):
     identifies the weights of the PatchAE; checksum: the whole codec.
     """
 
+    mean_C: Tensor
+    std_C: Tensor
+
     def __init__(self, autoencoder: PatchAutoencoder, mean_C: Tensor, std_C: Tensor, images: str):
         super().__init__()
         self.autoencoder = autoencoder.requires_grad_(False).eval()

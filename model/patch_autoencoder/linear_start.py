@@ -51,7 +51,8 @@ def start_norm(layer: nn.Conv2d | nn.ConvTranspose2d, norm: nn.GroupNorm, *, pai
     offset, span, centre = (_OUTER_OFFSET, 1.0, 0.0) if paired else (_INNER_OFFSET, _SPAN, _INFLECTION)
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0] if paired else [1.0, -1.0])
     offset_C = offset * signs.repeat(norm.num_channels // len(signs))
-    layer.bias.copy_(offset_C)
+    _, bias = layer.parameters()
+    bias.copy_(offset_C)
     norm.weight.fill_(offset * span)
     norm.bias.copy_(centre - span * offset_C)
 

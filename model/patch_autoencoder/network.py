@@ -1,6 +1,7 @@
 """PatchAE, stage 1 of the two-stage training (paper Appendix B): a residual convolutional auto-encoder of one patch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -38,9 +39,9 @@ class ResidualBlock(nn.Module):
         )
 
     def start_as_identity(self) -> None:
-        first, last = (layer for layer in self.body if isinstance(layer, nn.Conv2d))
-        nn.init.normal_(first.weight, std=(_GAIN / first.weight[0].numel()) ** 0.5)
-        for parameter in (first.bias, *last.parameters()):
+        (weight, bias), last = (layer.parameters() for layer in self.body if isinstance(layer, nn.Conv2d))
+        nn.init.normal_(weight, std=(_GAIN / weight[0].numel()) ** 0.5)
+        for parameter in (bias, *last):
             nn.init.zeros_(parameter)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class PatchAutoencoder(nn.Module):
 
     patch_size, code_dim = 16, 512
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 64, 3, padding=1),
@@ -83,7 +84,7 @@ class PatchAutoencoder(nn.Module):
 
     def _start(self) -> None:
         """Nearly linear: see `model.patch_autoencoder.linear_start`."""
-        encoder, decoder = self.encoder, self.decoder
+        encoder, decoder = list[Any](self.encoder), list[Any](self.decoder)
         convolutions = [layer for layer in encoder if isinstance(layer, nn.Conv2d)]
         transposes = [layer for layer in decoder if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
         start_convolutions(convolutions, transposes[::-1])
@@ -102,7 +103,7 @@ class PatchAutoencoder(nn.Module):
         return _in_portions(self._decode, code_NC)
 
     def _encode(self, x_ND: Tensor) -> Tensor:
-        scaled_ND = ((x_ND - _PIXEL_MEAN) / _PIXEL_STD).to(self.encoder[0].weight.dtype)
+        scaled_ND = ((x_ND - _PIXEL_MEAN) / _PIXEL_STD).to(self.encoder[0].weight.dtype)  # type: ignore[arg-type]
         return self.encoder(scaled_ND.unflatten(1, (self.patch_size, self.patch_size, 3)).permute(0, 3, 1, 2))
 
     def _decode(self, code_NC: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Configurations, checkpoints and run directories that somebody else made: a clear error or right data, never
-a traceback, and nothing is ever executed."""
+a traceback, and nothing is ever executed.
+"""
 
 import copy
 import json

@@ -1,19 +1,24 @@
 """Plain torch and DDP through Accelerate: a laptop, one GPU, several ranks that each hold everything."""
 
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 
+from data.batch import Batch
 from data.errors import UserError
+from model.masks import Plan
 from trainer.engines.cuda_graphs import StepGraphs
 from trainer.engines.engine import Engine, EngineConfig, is_invalid, mean_of
 from trainer.engines.optimizers.config import OptimizerConfig
 from trainer.engines.optimizers.optimizer import Optimizer
+from trainer.engines.schedule import Rates
 from trainer.ranks.world import World
+from trainer.tasks.task import Task
 
 # torch renames the option; accelerate knows it by its old name.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -25,7 +30,7 @@ class AccelerateEngine(Engine):
         self,
         config: EngineConfig,
         optimizer: OptimizerConfig,
-        task: nn.Module,
+        task: Task,
         world: World,
         max_grad_norm: float | None,
     ):
@@ -54,12 +59,12 @@ class AccelerateEngine(Engine):
         self.graphs = StepGraphs(self.step_at_rates) if config.cuda_graphs and world.device.type == "cuda" else None
         self.can_be_timed = self.graphs is None
 
-    def step(self, batches, plan, rates):
+    def step(self, batches: Sequence[Batch], plan: Plan, rates: Rates) -> dict[str, Tensor]:
         self.optimizer.set_rates(rates.learning, rates.ema_decay)
         self.beta.fill_(rates.beta)
         return (self.graphs or self.step_at_rates)(batches, plan)
 
-    def step_at_rates(self, batches, plan):
+    def step_at_rates(self, batches: Sequence[Batch], plan: Plan) -> dict[str, Tensor]:
         """A step at the rates that the optimizer was given. The host never waits in it, so that a graph can hold it."""
         terms = []
         for micro, batch in enumerate(batches):
@@ -78,13 +83,13 @@ class AccelerateEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)  # the gradients of a graph are in its own memory
         return {**means, "skipped": skipped}
 
-    def named_state(self, kind):
+    def named_state(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         for name in self.kinds[kind]:
             p = self.parameters[name]
             yield name, (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
 
     @torch.no_grad()
-    def load_full_state(self, state, steps):
+    def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
         self.optimizer.create_state(steps)
         if self.graphs:
             self.graphs.clear()  # they work on the state that has just been replaced

@@ -9,6 +9,7 @@ from data.batch import Batch
 from model.masks import Plan
 
 Terms = dict[str, Tensor]
+Step = Callable[[Sequence[Batch], Plan], Terms]
 
 
 class CudaRecorder:
@@ -18,7 +19,7 @@ class CudaRecorder:
     terms, which are copied at once.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def run(self, function: Callable[[], Terms]) -> Terms:
@@ -51,7 +52,7 @@ class StepGraphs:
     in the batches or in tensors that stay where they are; `clear` must be called when these are replaced.
     """
 
-    def __init__(self, step: Callable[[Sequence[Batch], Plan], Terms], make_recorder=CudaRecorder):
+    def __init__(self, step: Step, make_recorder: Callable[[], CudaRecorder] = CudaRecorder):
         self._step, self._make_recorder = step, make_recorder
         self._buffers: list[Batch] = []
         self.clear()

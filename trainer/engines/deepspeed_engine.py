@@ -1,6 +1,7 @@
 """ZeRO stages 0 to 3 through DeepSpeed's engine."""
 
-import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import deepspeed
 import torch
@@ -10,17 +11,20 @@ from deepspeed.utils import (
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from torch import nn
+from torch import Tensor, nn
 
+from data.batch import Batch
+from model.masks import Plan
+from trainer.engines import deepspeed_internals
 from trainer.engines.engine import Engine, EngineConfig, is_invalid, mean_of
 from trainer.engines.optimizers.config import OptimizerConfig
 from trainer.engines.optimizers.optimizer import Optimizer
 from trainer.engines.optimizers.pieces import Contiguous, Interleaved
+from trainer.engines.schedule import Rates
 from trainer.ranks.world import World
+from trainer.tasks.task import Task
 
-# The shared-memory collectives for CPU ranks would be compiled at the first run (a minute); gloo serves as well.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-deepspeed.utils.logger.setLevel(logging.ERROR)
+deepspeed_internals.be_quiet_and_compile_nothing()
 
 
 class DeepSpeedEngine(Engine):
@@ -28,7 +32,7 @@ class DeepSpeedEngine(Engine):
         self,
         config: EngineConfig,
         optimizer: OptimizerConfig,
-        task: nn.Module,
+        task: Task,
         world: World,
         micro_batch_size: int,
         accumulation_steps: int,
@@ -53,13 +57,13 @@ class DeepSpeedEngine(Engine):
         self.engine, *_ = deepspeed.initialize(model=task, optimizer=self.optimizer, config=settings)
         seen = (self.engine.global_rank, self.engine.world_size)
         assert seen == (world.rank, world.size), f"DeepSpeed sees rank and world {seen}, the launcher made {world}"
-        self.parameters = dict(task.named_parameters())
+        self.parameters: dict[str, Any] = dict(task.named_parameters())
         self.kinds = {"weights": [*self.parameters], **self.optimizer.kinds}
         self.beta = torch.zeros((), device=world.device)
         self._hold_pieces()
         self._create_state(steps=0)
 
-    def step(self, batches, plan, rates):
+    def step(self, batches: Sequence[Batch], plan: Plan, rates: Rates) -> dict[str, Tensor]:
         self.beta.fill_(rates.beta)
         terms = []
         for micro, batch in enumerate(batches):
@@ -78,22 +82,22 @@ class DeepSpeedEngine(Engine):
         self.engine.step()
         return {**self.means, "gradient_norm": self._gradient_norm(), "skipped": self._skipped()}
 
-    def _gradient_norm(self) -> torch.Tensor:
+    def _gradient_norm(self) -> Tensor:
         """Of the coming or the last step, over all ranks; not finite where DeepSpeed marks it as invalid, by -1."""
         if self.stage == 0:
             return self.means["gradient_norm"]
-        norm = torch.as_tensor(self.engine.optimizer._global_grad_norm, device=self.world.device).float()
+        norm = torch.as_tensor(deepspeed_internals.gradient_norm(self.engine), device=self.world.device).float()
         return torch.where(norm < 0, torch.nan, norm)
 
-    def _skipped(self) -> torch.Tensor:
+    def _skipped(self) -> Tensor:
         return is_invalid(*self.means.values(), self._gradient_norm())
 
-    def named_state(self, kind):
+    def named_state(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         for name in self.kinds[kind]:
             yield name, self._get(self.parameters[name], kind)
 
     @torch.no_grad()
-    def load_full_state(self, state, steps):
+    def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
         self._create_state(steps)
         for kind, names in self.kinds.items():
             for name in names:
@@ -102,7 +106,7 @@ class DeepSpeedEngine(Engine):
     def _hold_pieces(self) -> None:
         """In stages 1 to 3 the optimizer updates, not parameters, but flat pieces of all parameters of a group."""
         if self.stage == 3:
-            self.optimizer.hold([[flat] for flat in self.engine.optimizer.fp32_partitioned_groups_flat], Interleaved)
+            self.optimizer.hold([[flat] for flat in deepspeed_internals.flat_pieces(self.engine)], Interleaved)
         elif self.stage:
             self.optimizer.hold([group["params"] for group in self.optimizer.param_groups], Contiguous)
 
@@ -110,16 +114,15 @@ class DeepSpeedEngine(Engine):
         """Make the optimizer's state before the first step, so that it can be read and set at any time."""
         self.optimizer.create_state(steps)
         if self.stage in (1, 2):
-            self.engine.optimizer._hp_optimizer_states_linked = False
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+            deepspeed_internals.link_state(self.engine)
 
-    def _get(self, p: nn.Parameter, kind: str) -> torch.Tensor:
+    def _get(self, p: nn.Parameter, kind: str) -> Tensor:
         if self.stage == 0:
             return (p if kind == "weights" else self.optimizer.state[p][kind]).detach().float()
         value = safe_get_full_fp32_param(p) if kind == "weights" else safe_get_full_optimizer_state(p, kind)
         return value.detach()
 
-    def _set(self, p: nn.Parameter, kind: str, value: torch.Tensor) -> None:
+    def _set(self, p: nn.Parameter, kind: str, value: Tensor) -> None:
         if self.stage == 0:
             (p if kind == "weights" else self.optimizer.state[p][kind]).copy_(value)
         elif kind != "weights":

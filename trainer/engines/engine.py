@@ -3,10 +3,10 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -26,10 +26,10 @@ warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWa
 class EngineConfig(Section):
     """deepspeed: many GPUs and nodes, ZeRO. accelerate: a laptop or one GPU, DDP for several."""
 
-    name: Literal["deepspeed", "accelerate"] = "deepspeed"
+    name: Literal["deepspeed", "accelerate"] = "deepspeed"  # what spreads a step over processes
     zero_stage: int = Field(1, ge=0, le=3)  # deepspeed only
     precision: Literal["fp32", "bf16"] = "fp32"  # of the arithmetic; weights, moments and average stay in fp32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     attention: Literal["sdpa", "triton"] = "sdpa"  # of query_only; triton: one launch a layer, on a GPU
     timeout_seconds: int = Field(600, gt=0)  # that a rank waits for the others before it gives up
     compile: bool = False  # torch.compile; the first step takes about a minute more
@@ -42,7 +42,7 @@ class EngineConfig(Section):
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @model_validator(mode="after")
-    def _sound(self):
+    def _sound(self) -> Self:
         if self.name == "deepspeed" and self.zero_stage == 3 and self.compile:
             raise ValueError(
                 "compile does not go with stage 3, which gathers weights in hooks: set engine.zero_stage to 0, 1 or 2, "
@@ -61,20 +61,20 @@ class Engine(ABC):
     world: World
     kinds: dict[str, list[str]]  # of state (weights, the moments, ema): the names of the parameters that have it
     can_be_timed = True  # whether the phases of a step are the host's to see
-    _seconds: Counter[str] | None = None
+    _seconds: defaultdict[str, float] | None = None
 
-    def timed_step(self, *inputs) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def timed_step(self, *inputs: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
         """`step`, and the seconds of its phases, for which the host waits for the device."""
         if not self.can_be_timed:
             return self.step(*inputs), {}
-        self._seconds, began = Counter(), self._now()
+        self._seconds, began = defaultdict(float), self._now()
         terms = self.step(*inputs)
         seconds, self._seconds = self._seconds, None
-        seconds["seconds_optimizer"] = self._now() - began - seconds.total()
+        seconds["seconds_optimizer"] = self._now() - began - sum(seconds.values())
         return terms, seconds
 
     @contextmanager
-    def phase(self, name: str):
+    def phase(self, name: str) -> Iterator[None]:
         """What happens inside is `seconds_<name>` of a timed step."""
         if self._seconds is None:
             yield

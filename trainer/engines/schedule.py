@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,13 +18,13 @@ class ScheduleConfig(Section):
     decay_images.
     """
 
-    name: Literal["constant", "cosine", "linear", "wsd"] = "constant"
-    warmup_images: int = Field(0, ge=0)
+    name: Literal["constant", "cosine", "linear", "wsd"] = "constant"  # what follows the warm-up
+    warmup_images: int = Field(0, ge=0)  # over which the rates rise
     decay_images: int = Field(0, ge=0)  # of wsd
-    final_share: float = Field(0.0, ge=0, le=1)
+    final_share: float = Field(0.0, ge=0, le=1)  # of the rates, that is left at the end
 
     @model_validator(mode="after")
-    def _decays(self):
+    def _decays(self) -> Self:
         if (self.name == "wsd") != (self.decay_images > 0):
             raise ValueError("decay_images is the length of the decay of schedule.name=wsd: give both or neither")
         return self

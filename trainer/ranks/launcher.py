@@ -1,5 +1,8 @@
-"""What the launcher says of this process: `deepspeed`, `torchrun` and `accelerate launch` set RANK and its kin;
-srun sets names of its own; plain `python` sets nothing and is a world of one."""
+"""What the launcher says of this process.
+
+`deepspeed`, `torchrun` and `accelerate launch` set RANK and its kin; srun sets names of its own; plain `python` sets
+nothing and is a world of one.
+"""
 
 import os
 import re

@@ -1,10 +1,13 @@
 """AdamW (Loshchilov & Hutter 2019), by torch's fused kernel."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from trainer.engines.optimizers.config import OptimizerConfig
-from trainer.engines.optimizers.rule import Rule
+from trainer.engines.optimizers.rule import Params, Rule, States
 
 
 class AdamW(Rule):
@@ -14,10 +17,12 @@ class AdamW(Rule):
 
     def __init__(self, config: OptimizerConfig, dtype: torch.dtype):
         self.learning_rate, self.weight_decay = config.learning_rate, config.weight_decay
-        self._how = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
+        self._how: dict[str, Any] = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
 
-    def step(self, params, states, pieces, lr, decay, skip):
-        moments = ([state[name] for state in states] for name in self.MOMENTS)
+    def step(
+        self, params: Params, states: States, pieces: object, lr: Tensor | float, decay: float, skip: Tensor
+    ) -> None:
+        averages, squares = ([state[name] for state in states] for name in self.MOMENTS)
         counts = [state["step"] for state in states]
         how = {**self._how, "lr": lr, "weight_decay": decay, "found_inf": skip, "amsgrad": False, "maximize": False}
-        adamw([*params], [p.grad for p in params], *moments, [], counts, fused=True, **how)
+        adamw([*params], [p.grad for p in params], averages, squares, [], counts, fused=True, **how)

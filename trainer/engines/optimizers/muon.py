@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.engines.optimizers.config import OptimizerConfig
-from trainer.engines.optimizers.rule import Rule
+from trainer.engines.optimizers.pieces import Pieces
+from trainer.engines.optimizers.rule import Params, Rule, States
 
 STEPS = 5
 A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x³ + c x⁵, steep at 0
@@ -33,7 +34,9 @@ class Muon(Rule):
         self.learning_rate, self.weight_decay = muon.learning_rate, muon.weight_decay
         self._momentum, self._dtype = muon.momentum, dtype
 
-    def step(self, params, states, pieces, lr, decay, skip):
+    def step(
+        self, params: Params, states: States, pieces: Sequence[Pieces], lr: Tensor | float, decay: float, skip: Tensor
+    ) -> None:
         momenta = [state["exp_avg"] for state in states]
         # The gradients of a skipped step may not be finite, and 0 times infinity is no number.
         is_skipped = skip.bool()
@@ -56,7 +59,7 @@ def orthogonalise(wholes: Sequence[Tensor]) -> list[Tensor]:
     Every rank gives the same tensors and gets all results. Matrices of one shape are one batch, of which each rank
     takes an equal share.
     """
-    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, whole in enumerate(wholes):
         by_shape[whole.shape[1:]].append(number)
     found: dict[int, Tensor] = {}

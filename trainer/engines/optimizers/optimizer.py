@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.engines.optimizers.adamw import AdamW
 from trainer.engines.optimizers.config import OptimizerConfig
 from trainer.engines.optimizers.muon import Muon
 from trainer.engines.optimizers.pieces import Pieces, Whole
 from trainer.engines.optimizers.rule import Rule
+from trainer.tasks.task import Task
 
 # By `optimizer.name`, from (configuration, dtype of large products): what updates the matrices of the trunk.
 RULES: dict[str, Callable[[OptimizerConfig, torch.dtype], Rule]] = {"adamw": AdamW, "muon": Muon}
@@ -28,7 +29,7 @@ class Optimizer(torch.optim.Optimizer):
     without the host ever reading it.
     """
 
-    def __init__(self, task: nn.Module, config: OptimizerConfig, dtype: torch.dtype, *, capturable: bool = False):
+    def __init__(self, task: Task, config: OptimizerConfig, dtype: torch.dtype, *, capturable: bool = False):
         shapes, named = task.matrices(), dict(task.named_parameters())
         rule, adamw = RULES[config.name](config, dtype), AdamW(config, dtype)
         others = {name: p for name, p in named.items() if name not in shapes}
@@ -68,7 +69,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def hold(self, tensors: Sequence[Sequence[Tensor]], pieces: type[Pieces]) -> None:
         """Say what this rank updates of each group: its parameters, or one flat tensor that holds pieces of them."""
-        self.held, self._pieces = tensors, {}
+        self.held = tensors
+        self._pieces: dict[Tensor, Pieces] = {}
         for group, of_group in zip(self.param_groups, tensors, strict=True):
             if shapes := group["shapes"]:
                 cut = [[shape] for shape in shapes] if pieces is Whole else [shapes]
@@ -98,7 +100,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skip = skip
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # nobody gives a closure
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

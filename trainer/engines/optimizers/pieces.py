@@ -34,23 +34,23 @@ class Pieces(ABC):
 class Whole(Pieces):
     """One parameter that every rank holds whole: plain torch, DDP, ZeRO 0."""
 
-    def gather(self, held):
+    def gather(self, held: Tensor) -> list[Tensor]:
         return [held.reshape(self.shapes[0])]
 
-    def scatter(self, wholes, held):
+    def scatter(self, wholes: Sequence[Tensor], held: Tensor) -> Tensor:
         return wholes[0].reshape(held.shape)
 
 
 class Contiguous(Pieces):
     """ZeRO 1 and 2: all parameters one after the other and padded, cut into one piece for each rank."""
 
-    def gather(self, held):
+    def gather(self, held: Tensor) -> list[Tensor]:
         flat = _gather(held).flatten()
         sizes = [math.prod(shape) for shape in self.shapes]
         parts = flat[: sum(sizes)].split(sizes)
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def scatter(self, wholes, held):
+    def scatter(self, wholes: Sequence[Tensor], held: Tensor) -> Tensor:
         flat = torch.cat([whole.flatten() for whole in wholes])
         start = dist.get_rank() * len(held)
         mine = flat[start : start + len(held)]
@@ -60,15 +60,16 @@ class Contiguous(Pieces):
 class Interleaved(Pieces):
     """ZeRO 3: each parameter padded and cut into one piece for each rank; a rank's pieces one after the other."""
 
-    def gather(self, held):
+    def gather(self, held: Tensor) -> list[Tensor]:
         world_size = dist.get_world_size()
         pieces = _gather(held).split([self._piece(shape, world_size) for shape in self.shapes], dim=1)
         return [
             piece.flatten()[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
 
-    def scatter(self, wholes, held):
-        world_size, mine = dist.get_world_size(), []
+    def scatter(self, wholes: Sequence[Tensor], held: Tensor) -> Tensor:
+        world_size = dist.get_world_size()
+        mine: list[Tensor] = []
         for whole in wholes:
             piece = self._piece(whole.shape, world_size)
             start = dist.get_rank() * piece
@@ -77,7 +78,7 @@ class Interleaved(Pieces):
         return torch.cat(mine)
 
     @staticmethod
-    def _piece(shape: Shape, world_size: int) -> int:
+    def _piece(shape: Sequence[int], world_size: int) -> int:
         return -(-math.prod(shape) // world_size)
 
 

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from trainer.engines.optimizers.pieces import Pieces
+
+Params = list[Any]  # tensors; that each has a gradient, torch's types cannot say
+States = Sequence[dict[str, Tensor]]
 
 
 class Rule(ABC):
@@ -18,13 +21,7 @@ class Rule(ABC):
 
     @abstractmethod
     def step(
-        self,
-        params: Sequence[Tensor],
-        states: Sequence[dict[str, Tensor]],
-        pieces: Sequence[Pieces],
-        lr: Tensor | float,
-        decay: float,
-        skip: Tensor,
+        self, params: Params, states: States, pieces: Sequence[Pieces], lr: Tensor | float, decay: float, skip: Tensor
     ) -> None:
         """Update parameters, which have a gradient each, and their states in place.
 
