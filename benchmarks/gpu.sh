@@ -11,6 +11,7 @@ out=${1:?usage: bash benchmarks/gpu.sh OUT [key=value ...]}
 overrides=("${@:2}")
 python=${PYTHON:-python}
 mkdir -p "$out"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # also where nothing is installed
 
 part() {
     local name=$1

@@ -74,8 +74,8 @@ def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
             )
     if index.image_shape[0] != data.image_size:
         size, here = data.image_size, index.image_shape[0]
-        mend = prepare_command(data.source, f"{data.shards}_{size}", "--image-size", str(size))
-        raise UserError(f"{root} holds images of {here} pixels, data.image_size is {size}: write others with {mend}")
+        remedy = prepare_command(data.source, f"{data.shards}_{size}", "--image-size", str(size))
+        raise UserError(f"{root} holds images of {here} pixels, data.image_size is {size}: write others with {remedy}")
     return index
 
 

@@ -49,13 +49,13 @@ def read_trained(path: Path) -> tuple[Description, dict[str, Tensor], PatchCodec
 
 
 def _codec(run: RunPaths, checkpoint: Checkpoint) -> PatchCodec:
-    mend = "copy it from where the run was made"
+    remedy = "copy it from where the run was made"
     try:
         codec = read_codec(run.codec)
     except UserError as error:
-        raise UserError(f"{error}: {mend}") from None
+        raise UserError(f"{error}: {remedy}") from None
     if codec.checksum != checkpoint.state.identity.get("codec"):
-        raise UserError(f"{run.codec} is not the codec that this run was trained with: {mend}")
+        raise UserError(f"{run.codec} is not the codec that this run was trained with: {remedy}")
     return codec
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A user's mistake: one plain line, the cause and the mend. Commands print it and exit with code 2."""
+    """A user's mistake: one plain line, the cause and the remedy. Commands print it and exit with code 2."""
 
 
 class RankError(UserError):

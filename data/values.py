@@ -83,8 +83,8 @@ def _parse(text: str, where: str):
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" in line {mark.line + 1}" if mark else ""
         why = f" ({printable(problem)})" if problem else ""
-        mend = "check the indentation and the colons, and quote text with special characters"
-        raise UserError(f"{where}: not valid YAML{line}{why}; {mend}") from None
+        remedy = "check the indentation and the colons, and quote text with special characters"
+        raise UserError(f"{where}: not valid YAML{line}{why}; {remedy}") from None
 
 
 def _nested(values: dict, path: Path) -> dict:

@@ -34,8 +34,8 @@ def read_report(path: Path) -> dict:
         report = json.loads(path.read_bytes())
     except OSError as error:
         split = " --split holdout" if path.stem.endswith(HOLDOUT) else ""
-        mend = f"make it with `python launch/evaluate.py --run {shlex.quote(str(path.parent.parent))}{split}`"
-        raise UserError(f"{path} cannot be read ({error.strerror}): {mend}") from None
+        remedy = f"make it with `python launch/evaluate.py --run {shlex.quote(str(path.parent.parent))}{split}`"
+        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from None
     except (ValueError, RecursionError):
         report = None
     if not isinstance(report, dict) or report.get("format") != FORMAT or not report.keys() >= _PARTS:

@@ -17,7 +17,7 @@ examples:
   python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model
   python launch/sample.py inpaint --model digits-model --test 12 --hide half
 
-In Python: `from biglearn_vae.capabilities import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.
+In Python: `from biglearn_vae import BigLearnVAE; vae = BigLearnVAE.load("digits-model")`.
 """
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 
+if not torch.cuda.is_available():  # Triton reads it when it is imported, which other packages may do first
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tests import programs
 from tests.tiny import TINY
 from trainer.config import Config, load_config
-
-if not torch.cuda.is_available():  # Triton reads it when it is imported, which other packages may do first
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _SHOWN_LINES = 30
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from biglearn_vae.images import open_codec, open_index, open_stream
 from data.batch import Batch
@@ -27,11 +26,12 @@ from trainer.engines.schedule import Rates, beta_at, ema_decay, learning_share
 from trainer.ranks.world import World
 from trainer.tasks.biglearn import BigLearnTask
 from trainer.tasks.patch_autoencoder import PatchAETask
+from trainer.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 
-def build_task(config: Config) -> nn.Module:
+def build_task(config: Config) -> Task:
     """The model with its objective, initialised from the seed."""
     torch.manual_seed(config.seed)
     if config.method == "patch_ae":
@@ -45,14 +45,14 @@ def build_task(config: Config) -> nn.Module:
     return BigLearnTask(model, config.objective, config.seed, attend)
 
 
-def meta_task(config: Config) -> nn.Module:
+def meta_task(config: Config) -> Task:
     """The task on tensors without storage, to count what it costs; always with attention that can be counted."""
     countable = config.engine.model_copy(update={"attention": "sdpa"})
     with torch.device("meta"):
         return build_task(config.model_copy(update={"engine": countable}))
 
 
-def build_engine(config: Config, task: nn.Module, world: World) -> Engine:
+def build_engine(config: Config, task: Task, world: World) -> Engine:
     """The engine that `engine.name` asks for; it takes ownership of `task`.
 
     An engine is imported when it is asked for: DeepSpeed and Accelerate need not both be there.
@@ -92,7 +92,7 @@ class Parts:
     train_stream: Stream
     test_stream: Stream
     engine: Engine
-    copy: nn.Module
+    copy: Task
     codec: PatchCodec | None
 
     @property

@@ -23,7 +23,7 @@ def make_exporter(
 ) -> Exporter:
     """That of a rank of a run, which goes on from a state. Every rank calls it.
 
-    spent: seconds of training until there, and the same times the ranks that there were.
+    spent: seconds of training until there, and device-seconds, one device a rank.
     """
     record = run.record()
     name = f"{printable(run.path.resolve().name)}-{record.id[:6]}"  # stays the same when it is started again

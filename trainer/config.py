@@ -123,7 +123,7 @@ class Config(Section):
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The checked configuration of a YAML file; overrides are "section.key=value".
 
-    How values are written: see `data.values`. Raises UserError, one line with the cause and the mend, for anything
+    How values are written: see `data.values`. Raises UserError, one line with the cause and the remedy, for anything
     that is not right.
     """
     values = _read(Path(path), seen=())

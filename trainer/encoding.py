@@ -191,8 +191,8 @@ def _refuse_other(out: Path, recipe: Recipe, images: str, command: Callable[...,
     if (out / INDEX_NAME).exists():
         refuse_other(out, read_index(out, command).recipe(), recipe, command("--overwrite"))
     elif (out / CODEC).exists() and not _has_codec(out, recipe, images):
-        mend = f"choose another --out, or {command('--overwrite')}"
-        raise UserError(f"{out / CODEC} is of another PatchAE, or of other images, or damaged: {mend}")
+        remedy = f"choose another --out, or {command('--overwrite')}"
+        raise UserError(f"{out / CODEC} is of another PatchAE, or of other images, or damaged: {remedy}")
 
 
 def _has_codec(out: Path, recipe: Recipe, images: str) -> bool:
@@ -296,7 +296,7 @@ class _Encoder:
 
 def _too_damaged(images: Path, index: Index, first: str = "") -> UserError:
     named = f" (first: {first})" if first else ""
-    return UserError(f"more than {_MAX_DAMAGED} images of {images} are damaged{named}: {index.mend(images)}")
+    return UserError(f"more than {_MAX_DAMAGED} images of {images} are damaged{named}: {index.remedy(images)}")
 
 
 def moments_of(code_NC: np.ndarray) -> Moments:

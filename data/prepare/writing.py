@@ -200,7 +200,7 @@ def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> Non
         first = "; ".join(f"{image.name}: {image.reason}" for image in replaced[:3])
         raise UserError(
             f"damaged images: {len(replaced)} or more, which is more than --max-damaged {max_damaged} (first {first}):"
-            f" mend them, or accept more; the finished shards stay in {out}"
+            f" repair them, or accept more; the finished shards stay in {out}"
         )
 
 

@@ -150,7 +150,7 @@ class Recipe(_Model):
         """Bytes that a shard has of one image."""
         return math.prod(self.content_shape) * self.content_dtype.itemsize
 
-    def mend(self, root: Path | str) -> str:
+    def remedy(self, root: Path | str) -> str:
         """What makes a damaged folder of this recipe whole, for messages."""
         command = encode_command if self.codes else partial(prepare_command, self.source)
         return f"write the shards again with {command(root, '--overwrite')}"
@@ -256,21 +256,21 @@ def require_folder_path(folder: Path | str) -> None:
     is_archive = ARCHIVE.search(path.name)
     if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):
         return
-    what, mend = "a file", "give the folder that holds it, or another one"
+    what, remedy = "a file", "give the folder that holds it, or another one"
     if is_archive:
         what = "a pattern of archives" if re.search(r"[{*?\[]|::", str(path)) else "an archive"
-        mend = (
+        remedy = (
             f"of prepared shards give the folder that holds {INDEX_NAME}; unpack other archives, and give that folder"
         )
     if os.path.isfile(path.parent / INDEX_NAME):
-        mend = f"give the one with {INDEX_NAME}, {printable(str(path.parent))}"
-    raise UserError(f"{shown} is {what}, not a folder: {mend}")
+        remedy = f"give the one with {INDEX_NAME}, {printable(str(path.parent))}"
+    raise UserError(f"{shown} is {what}, not a folder: {remedy}")
 
 
 def read_index(root: Path | str, command: Callable[..., str] | None = None) -> Index:
     """The index alone, without a look at the shards. UserError if it is absent, damaged or of another version.
 
-    command(*options): what writes the folder, for the mend in a message; None guesses.
+    command(*options): what writes the folder, for the remedy in a message; None guesses.
     """
     require_folder_path(root)
     path, storage = Path(root) / INDEX_NAME, storage_of(root)
@@ -315,14 +315,14 @@ def open_shard(root: Path | str, index: Index, shard: Shard) -> StoredFile:
             return file
         file.close()
         reason = f"has {file.size} bytes, the index says {shard.bytes}"
-    raise UserError(f"{path}: {reason}; {index.mend(root)}")
+    raise UserError(f"{path}: {reason}; {index.remedy(root)}")
 
 
 def load_index(root: Path | str, source: str | None = None, command: Callable[..., str] | None = None) -> Index:
     """The index of a folder whose shards are all there and of the right size.
 
     source: the data set that it must hold; None takes any. command: as in `read_index`. Raises UserError, one line
-    with cause and mend. What the shards contain is checked by `data.prepare.verify` and, record by record, when they
+    with cause and remedy. What the shards contain is checked by `data.prepare.verify` and, record by record, when they
     are read.
     """
     index = read_index(root, command or (partial(prepare_command, source, root) if source else None))

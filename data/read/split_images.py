@@ -49,7 +49,7 @@ class SplitImages:
         self._root, self._split = Path(root), split
         self._is_part_N = np.zeros(self.images, bool)
         self._is_part_N[slice(None) if part_N is None else part_N] = True
-        self._mend = index.mend(root)
+        self._remedy = index.remedy(root)
         self._lock = threading.Lock()
         self._places: list[_Place] = []
         self._firsts: list[int] = []
@@ -68,7 +68,7 @@ class SplitImages:
                     crc32_parts.append(records.read_checksums(file, record))
                 except ValueError as error:
                     place = f"{self._root / shard.name}: record {record.key}: {error}"
-                    raise UserError(f"{place}; {self._mend}") from None
+                    raise UserError(f"{place}; {self._remedy}") from None
                 self._places.append(_Place(file, shard.name, record.key, offset, first))
                 self._firsts.append(first)
                 first += record.count
@@ -89,7 +89,7 @@ class SplitImages:
             count, first = len(self.damaged), self.damaged[min(self.damaged)]
         return UserError(
             f"damaged images in split {self._split} of {self._root}: {count}, more than data.max_damaged={limit}"
-            f" (first: {first}): {self._mend}, or raise data.max_damaged"
+            f" (first: {first}): {self._remedy}, or raise data.max_damaged"
         )
 
     def _read_sound(self, index: int, content_N: np.ndarray) -> int:
@@ -104,7 +104,7 @@ class SplitImages:
                 break
             faults[sound] = fault
         else:
-            raise UserError(f"{self._root} has no sound image in split {self._split}: {self._mend}")
+            raise UserError(f"{self._root} has no sound image in split {self._split}: {self._remedy}")
         with self._lock:
             for damaged, fault in faults.items():
                 if damaged not in self.damaged:  # another thread may have met it, too

@@ -71,10 +71,10 @@ def _find_images(folder: Path) -> list[str]:
     )
     if not images:
         packed = next((name for name in others if ARCHIVE.search(name)), None)
-        mend = f"unpack {printable(packed)}" if packed else "give another folder with --source"
+        remedy = f"unpack {printable(packed)}" if packed else "give another folder with --source"
         if "index.json" in others:
-            mend = "it is prepared already, set data.shards to it"
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): {mend}")
+            remedy = "it is prepared already, set data.shards to it"
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}): {remedy}")
     return images
 
 

@@ -130,8 +130,8 @@ def _download_from_any(mirrors: Sequence[str], path: Path, md5: str, progress: b
             faults.append(f"{url}: {getattr(error, 'reason', None) or error}")
         except _WrongFileError as error:
             faults.append(f"{url}: {error}")
-    mend = "fetch it by other means and give its folder with --source"
-    raise UserError(f"cannot download {path.name} ({'; '.join(faults)}): {mend}")
+    remedy = "fetch it by other means and give its folder with --source"
+    raise UserError(f"cannot download {path.name} ({'; '.join(faults)}): {remedy}")
 
 
 class _WrongFileError(Exception):

@@ -39,7 +39,7 @@ note end "$code"
 
 case $code in
     0) tell "done" && exit 0 ;;
-    2 | 3) tell "ended with exit code $code, which another start would not mend" && exit "$code" ;;
+    2 | 3) tell "ended with exit code $code, which another start would not help" && exit "$code" ;;
     75) tell "was asked to stop" ;;
     *)
         last=$(tail -n 1 "$progress/../metrics.jsonl" 2>/dev/null | cut -d , -f 1,2)

@@ -104,8 +104,8 @@ def _call(command: list[str]) -> str:
     if done.returncode:
         words = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines() if ": " in line]
         cause = words[-1] if words else f"exit code {done.returncode}"
-        mend = next((mend for sign, mend in _MENDS.items() if sign in cause), "")
-        raise UserError(f"SLURM refuses {command[0]}: {printable(cause)}{mend}")
+        remedy = next((remedy for sign, remedy in _MENDS.items() if sign in cause), "")
+        raise UserError(f"SLURM refuses {command[0]}: {printable(cause)}{remedy}")
     return done.stdout
 
 

@@ -182,7 +182,7 @@ def test_a_full_disk_costs_a_warning_and_nothing_else(start, tiny_file, tmp_path
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "no line was lost"
 
 
-def test_a_disk_that_refuses_the_last_checkpoint_is_a_mistake_that_can_be_mended(start, tiny_file, tmp_path, reference):
+def test_a_disk_that_refuses_the_last_checkpoint_is_a_mistake_with_a_remedy(start, tiny_file, tmp_path, reference):
     run = tmp_path / "run"
     limited = ["prlimit", "--fsize=40000", "python"]  # the logs fit, the weights do not
     done = start(*limited, "launch/train.py", *command(tiny_file, run))

@@ -78,7 +78,7 @@ def test_dry_run_builds_the_two_stages_of_celeba(start, name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "cause_and_mend"),
+    ("arguments", "cause_and_remedy"),
     [
         (["train.batchsize=64"], "did you mean train.batch_size?"),
         (["data.patch_size=5"], "image_size 32 is no multiple of patch_size 5"),
@@ -92,11 +92,11 @@ def test_dry_run_builds_the_two_stages_of_celeba(start, name):
         (["objective.s_beta=[0,3]"], "objective.s_beta.0: Input should be greater than 0"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(start, tiny_file, tmp_path, arguments, cause_and_mend):
+def test_mistakes_are_one_line_and_exit_code_2(start, tiny_file, tmp_path, arguments, cause_and_remedy):
     command = ["python", "launch/train.py", "--config", tiny_file, f"run_dir={tmp_path / 'run'}", *arguments]
     done = start(*command)
     assert done.returncode == 2
-    assert cause_and_mend in done.stderr
+    assert cause_and_remedy in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" in start(*command, "--debug").stderr
     assert not (tmp_path / "run").exists()

@@ -205,7 +205,7 @@ def test_a_mistake_is_not_repeated(person, long_file, tmp_path):
     person.wait_for_end(run, 2)
     assert len(starts(run)) == 1
     assert "torch sees no CUDA device" in log(run)
-    assert "another start would not mend" in log(run)
+    assert "another start would not help" in log(run)
     assert "mistake (2)" in person.call("status", run).stdout
 
 

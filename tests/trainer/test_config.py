@@ -55,7 +55,7 @@ def test_default_run_directory_names_configuration_and_method(root):
 
 
 @pytest.mark.parametrize(
-    ("override", "cause_and_mend"),
+    ("override", "cause_and_remedy"),
     [
         ("train.batchsize=64", "unknown key train.batchsize; did you mean train.batch_size?"),
         ("enginename=deepspeed", "unknown key enginename; did you mean engine.name?"),
@@ -77,10 +77,10 @@ def test_default_run_directory_names_configuration_and_method(root):
         ("objective.beta_start=0", "objective.beta_start: Input should be greater than 0"),
     ],
 )
-def test_mistakes_are_one_plain_line(tiny, override, cause_and_mend):
+def test_mistakes_are_one_plain_line(tiny, override, cause_and_remedy):
     with pytest.raises(UserError) as mistake:
         tiny(override)
-    assert cause_and_mend in str(mistake.value)
+    assert cause_and_remedy in str(mistake.value)
     assert "\n" not in str(mistake.value)
 
 

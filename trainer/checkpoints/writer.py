@@ -68,8 +68,8 @@ class CheckpointWriter:
     def refuse_failure(self) -> None:
         """UserError when the last checkpoint could not be written."""
         if self.error:
-            mend = "free space and go on with --resume auto, which makes the steps since then again"
-            raise UserError(f"the last checkpoint could not be written ({self.error}): {mend}")
+            remedy = "free space and go on with --resume auto, which makes the steps since then again"
+            raise UserError(f"the last checkpoint could not be written ({self.error}): {remedy}")
 
     @property
     def is_pending(self) -> bool:

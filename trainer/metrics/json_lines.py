@@ -53,7 +53,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def spent(lines: Iterable[dict]) -> tuple[float, float]:
-    """Wall time of training by the lines of a run, without evaluation and checkpoints; and the same times the ranks."""
+    """Wall time of training by the lines of a run, without evaluation and checkpoints; and device-seconds."""
     seconds, of_devices, images = 0.0, 0.0, 0
     for line in lines:
         rate, world_size = line.get("images_per_second"), line.get("world_size", 1)

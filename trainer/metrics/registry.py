@@ -49,7 +49,7 @@ FAMILIES = (
     Family("tokens", "counter", "tokens that entered the transformer, of all ranks; counted from the masks' sizes"),
     Family("flops", "counter", "operations of the matrix products, forward and backward, of all ranks; counted so"),
     Family("training_seconds", "counter", "wall time of training, without evaluation and checkpoints"),
-    Family("device_seconds", "counter", "the same times the ranks that there were; a rank has one device"),
+    Family("device_seconds", "counter", "training_seconds times the ranks that there were: a rank has one device"),
     Family("step_duration_seconds", "histogram", "wall time of a step and of the wait for its data", each_rank=True),
     Family(
         "phase_seconds", "counter", "wall time of this process by what it did (data: the wait for them)",

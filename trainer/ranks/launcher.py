@@ -12,7 +12,7 @@ import subprocess
 from data.errors import RankError, printable
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-MEND = f"start the command with a launcher (deepspeed, torchrun, srun), or alone after `unset {' '.join(_NAMES)}`"
+REMEDY = f"start the command with a launcher (deepspeed, torchrun, srun), or alone after `unset {' '.join(_NAMES)}`"
 _PORTS = 2**16
 _SCONTROL_S = 10
 
@@ -38,20 +38,20 @@ def adopt_environment() -> tuple[int, int, int]:
     if size > 1:  # no default would be right
         _text("MASTER_ADDR")
         if not 0 < _number("MASTER_PORT") < _PORTS:
-            raise RankError(f"MASTER_PORT is {os.environ['MASTER_PORT']}, which is no port: {MEND}")
+            raise RankError(f"MASTER_PORT is {os.environ['MASTER_PORT']}, which is no port: {REMEDY}")
     else:
         os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; one rank a node may come without
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
     for name, number in (("RANK", rank), ("LOCAL_RANK", local_rank)):
         if number >= size:
-            raise RankError(f"{name} is {number}, which is none of the {size} ranks of WORLD_SIZE: {MEND}")
+            raise RankError(f"{name} is {number}, which is none of the {size} ranks of WORLD_SIZE: {REMEDY}")
     return rank, size, local_rank
 
 
 def _text(name: str) -> str:
     if not os.environ.get(name):
-        raise RankError(f"{name} is not set, although the environment says that there are several ranks: {MEND}")
+        raise RankError(f"{name} is not set, although the environment says that there are several ranks: {REMEDY}")
     return os.environ[name]
 
 
@@ -61,7 +61,7 @@ def _number(name: str, default: int | None = None) -> int:
         return default
     text = _text(name)
     if not re.fullmatch(r"[0-9]{1,20}", text.strip()):
-        raise RankError(f"{name} is {printable(text)!r}, which is no number: {MEND}")
+        raise RankError(f"{name} is {printable(text)!r}, which is no number: {REMEDY}")
     return int(text)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import LostRankError, NonFiniteError, RankError, UserError
-from trainer.ranks.launcher import MEND, adopt_environment
+from trainer.ranks.launcher import REMEDY, adopt_environment
 
 # A rank that is gone is noticed at once over TCP; one that hangs takes the others down after this time.
 _TIMEOUT_SECONDS = 600
@@ -118,8 +118,8 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             here = f"on {socket.gethostname()} a rank sees {torch.cuda.device_count()} CUDA devices"
-            mend = "start one rank a device, each seeing all of its node (no --gpus-per-task), or set engine.device=cpu"
-            raise RankError(f"{here}, and there are more ranks than that: {mend}")
+            remedy = "start one rank a device, each seeing all of its node (no --gpus-per-task), or engine.device=cpu"
+            raise RankError(f"{here}, and there are more ranks than that: {remedy}")
         torch.cuda.set_device(local_rank)
         # cuDNN would prepare an attention of its own for each shape, of which plans have hundreds: minutes at a start.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -136,13 +136,13 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
         except (ValueError, dist.DistError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             cause = str(error).splitlines()[0]
-            mend = f"if there are no others, {MEND}"
+            remedy = f"if there are no others, {REMEDY}"
             if "EADDRINUSE" in cause or "address already in use" in cause.lower():
-                mend = (
+                remedy = (
                     "another program has the port: choose a free one with --master_port (deepspeed), --master-port"
                     " (torchrun), --main_process_port (accelerate launch) or MASTER_PORT (srun, python)"
                 )
-            raise RankError(f"rank {rank} of {size} cannot join the others at {where}: {cause}; {mend}") from error
+            raise RankError(f"rank {rank} of {size} cannot join the others at {where}: {cause}; {remedy}") from error
     assert (dist.get_rank(), dist.get_world_size()) == (rank, size), "torch sees another world than the launcher made"
     control = dist.new_group(backend="gloo", timeout=timeout) if device == "cuda" else None
     world = World(rank, size, local_rank, torch_device, control)

@@ -322,7 +322,7 @@ def test_a_shard_is_never_there_unnamed(digits, tmp_path, monkeypatch):
     assert contents(root) == contents(digits[1])
 
 
-def test_overwriting_mends_an_altered_byte(digits, tmp_path):
+def test_overwriting_repairs_an_altered_byte(digits, tmp_path):
     root = copy(digits, tmp_path)
     alter(root / "train-000000.tar", 5000)
     again(root, overwrite=True)
