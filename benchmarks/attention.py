@@ -258,7 +258,7 @@ def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> l
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--cases", nargs="+", choices=CASES, default=list(CASES))

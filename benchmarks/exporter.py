@@ -28,7 +28,7 @@ from launch.commands.machine import machine
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=whole_number, default=20)
     parser.add_argument("--calls", type=whole_number, default=20_000)

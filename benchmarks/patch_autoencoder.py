@@ -11,7 +11,6 @@ Examples:
 
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -47,7 +46,6 @@ Codec = Callable[[Tensor], Tensor]  # patches (N, 768) to patches
 def main(arguments: list[str]) -> int:
     parser = Parser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         prog="benchmarks/patch_autoencoder.py",
     )
     add = parser.add_argument

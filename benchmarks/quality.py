@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = Parser(
-        description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, epilog="examples:\n" + examples)
     add = parser.add_argument
     add("--methods", nargs="+", default=["vae", "biglearn_u"], choices=list(METHODS))
     add("--seeds", type=whole_number, default=3, help="seeds 0 .. N-1; default: %(default)s")

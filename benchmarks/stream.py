@@ -82,9 +82,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = Parser(
-        description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, epilog="examples:\n" + examples)
     add = parser.add_argument
     add("--source", choices=SOURCES, default="digits", help="default: %(default)s")
     add("--from", dest="folder", metavar="DIR", help="the original files, as --source of launch/prepare.py")

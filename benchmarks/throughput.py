@@ -145,9 +145,7 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     description, _, examples = __doc__.partition("examples:\n")
-    parser = Parser(
-        description=description, epilog="examples:\n" + examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, epilog="examples:\n" + examples)
 
     def some_of(known):
         def chosen(text: str) -> list[str]:

@@ -28,12 +28,7 @@ An interrupted run goes on where it was when it is started again. --debug shows 
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python launch/encode.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--images", required=True, metavar="DIR", help="shards of images, from launch/prepare.py")
     add("--patch-autoencoder", required=True, metavar="RUN", help="a run of stage 1, or one of its checkpoints")

@@ -31,7 +31,7 @@ examples:
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--run", metavar="DIR", help="a run's directory, a checkpoint or an export")
     add("--compare", nargs="+", metavar="DIR", help="instead: runs that were evaluated, side by side")

@@ -1,6 +1,5 @@
 """Write a trained model as two files, model.safetensors and config.json, that load without the training code."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ In Python: `from biglearn_vae import BigLearnVAE; vae = BigLearnVAE.load("digits
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--model", required=True, metavar="PATH", help="a run's directory or a checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write; what it exports is replaced")
     options = parser.parse_args(arguments)

@@ -33,12 +33,7 @@ two runs. A joint VAE as --run has figures 9 and 13 alone.
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python launch/figures.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--run", required=True, metavar="PATH", help="a run's directory; for all but 13 also a checkpoint or an export")
     add("--against", metavar="PATH", help="another run's directory, for figure 13: that of the joint VAE")

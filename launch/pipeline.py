@@ -4,7 +4,6 @@ Each step is a command of its own, which is shown before it runs; what is whole 
 pipeline goes on where it was when it is started again.
 """
 
-import argparse
 import shlex
 import sys
 
@@ -30,12 +29,7 @@ says where each of them lies, and runs can share images, PatchAE and latents.
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python launch/pipeline.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, help="of stage 2; it names that of stage 1")
     add("--source", metavar="DIR", help="folder of the original files; not needed when the images are prepared")

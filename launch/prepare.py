@@ -1,6 +1,5 @@
 """Write a data set as shards, or verify a folder of shards."""
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -29,12 +28,7 @@ An interrupted run goes on where it was when it is started again. --debug shows 
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python launch/prepare.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
     for source in SOURCES.values():
         counts = " and ".join(f"{count:,} {split}" for split, count in source.splits.items())

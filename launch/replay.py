@@ -24,7 +24,7 @@ _SHOWN = 10  # of the images and parameters, the worst ones
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--run", required=True, metavar="DIR", help="the directory of the run")
     parser.add_argument("--step", required=True, type=int, metavar="N", help="the step, as in metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

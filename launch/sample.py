@@ -3,7 +3,6 @@
 A command writes its pictures as one PNG sheet, of the first images, and everything as arrays (NAME.npz) into --out.
 """
 
-import argparse
 import sys
 from functools import partial
 
@@ -29,12 +28,7 @@ alpha 0 in --mask, or what --hide takes away. --debug shows the traceback of an 
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python launch/sample.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
     for name, command in COMMANDS.items():
         added = commands.add_parser(
@@ -42,7 +36,6 @@ def _parser() -> Parser:
             help=command.what,
             description=command.what[0].upper() + command.what[1:] + ".",
             epilog=f"example:\n  python launch/sample.py {name} --model runs/digits_8x8-biglearn_u {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add = added.add_argument
         add("--model", required=True, metavar="PATH", help="a run's directory, a checkpoint or an export")

@@ -27,11 +27,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     stop = StopRequest().listen()  # before the slow imports: a signal never finds a run without its handler
-    parser = Parser(
-        description="Train a VAE or a BigLearn-VAE from shards of images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description="Train a VAE or a BigLearn-VAE from shards of images.", epilog=EXAMPLES)
     parser.add_argument("--config", required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.batch_size=64 or method=vae")
     parser.add_argument(

@@ -1,6 +1,8 @@
 """The house: each room knows those before it and none after it, and none is too full to look through."""
 
 import ast
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,8 @@ def test_a_room_has_few_files_and_says_what_it_is_for(room):
 def test_every_folder_of_code_is_a_room():
     rooms = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("*/**/__init__.py")}
     assert {room for room in rooms if room.partition(".")[0] in FLOOR} == set(FLOOR)
+
+
+def test_every_room_is_in_the_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert [room for room in FLOOR if not any(fnmatch(room, pattern) for pattern in settings["include"])] == []

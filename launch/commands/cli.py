@@ -113,8 +113,13 @@ def show_warnings(rank: int) -> None:
 class Parser(argparse.ArgumentParser):
     """The arguments of every command.
 
-    A negative number may be written in any form: argparse itself would take -1e-1 for an option.
+    Help keeps the lines of what it is given. A negative number may be written in any form: argparse itself would take
+    -1e-1 for an option.
     """
+
+    def __init__(self, **how):
+        prog = f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else None
+        super().__init__(**{"prog": prog, "formatter_class": argparse.RawDescriptionHelpFormatter, **how})
 
     def parse_known_args(self, args=None, namespace=None):
         return super().parse_known_args(_told_from_options(args), namespace)

@@ -1,6 +1,5 @@
 """Draw the dashboards from what a Prometheus has recorded, without a Grafana: a preview, not what Grafana shows."""
 
-import argparse
 import json
 import math
 import sys
@@ -28,12 +27,7 @@ FOLDER = Path(__file__).with_name("grafana") / "dashboards"
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python launch/monitoring/preview.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
     parser.add_argument("--minutes", type=whole_number, default=60, help="so far back; default: 60")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -93,12 +93,7 @@ _DISTANCES = {"prometheus": 0, "pushgateway": 1, "alertmanager": 3}  # as their 
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python launch/monitoring/up.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--targets", type=Path, default="runs/targets", metavar="DIR", help="metrics.targets of the runs; runs/targets")
     add("--state", type=Path, default="runs/monitoring", metavar="DIR", help="data and logs; runs/monitoring")

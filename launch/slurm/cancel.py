@@ -1,6 +1,5 @@
 """End submitted runs: what runs writes a checkpoint first, what waits is taken from the queue."""
 
-import argparse
 import contextlib
 import math
 import sys
@@ -31,12 +30,7 @@ _AGAIN_S = 15.0  # a signal is lost where the ranks are not there yet
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python launch/slurm/cancel.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs, or folders of runs")
     parser.add_argument("--now", action="store_true", help="as scancel does: the checkpoint has SLURM's KillWait")
     options = parser.parse_args(arguments)

@@ -1,6 +1,5 @@
 """How far submitted runs are: what SLURM does with them, what they have learned, what they have met."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -30,12 +29,7 @@ _ENDS = {
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python launch/slurm/status.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="runs, or folders of runs; default: runs")
     options = parser.parse_args(arguments)
 

@@ -94,12 +94,7 @@ def _submit(order: "_Order", at_once: int | None) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python launch/slurm/submit.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="one run")
