@@ -268,7 +268,7 @@ class BigLearnVAE:
         def bound(part: Observation, index_B: Tensor, S_BL: Tensor, T_BL: Tensor) -> tuple[Tensor]:
             args = (self.model, self._tokens(part), S_BL, T_BL)
             how = {"variance": self.variance, "samples": samples, "seed": seed, "index_B": index_B}
-            return (importance_weighted_bound(*args, **how, standard_prior=not self.method.is_conditional),)
+            return (importance_weighted_bound(*args, **how),)
 
         return self._in_portions(bound, given, self._indices(len(given), first_index), *parts)[0]
 

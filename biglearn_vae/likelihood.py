@@ -7,7 +7,6 @@ from torch import Tensor
 
 from data import randomness
 from model.biglearn import BigLearnModel
-from model.gaussian import Gaussian
 
 
 def importance_weighted_bound(
@@ -20,15 +19,13 @@ def importance_weighted_bound(
     samples: int,
     seed: int,
     index_B: Tensor,
-    standard_prior: bool,
 ) -> Tensor:
     """E log 1/k Σ p(x_T | z, x_S) p(z | x_S) / p(z | x_{S∪T}) with z ~ p(z | x_{S∪T}), a bound of log p(x_T | x_S).
 
     (B,) float32, nats. observed_BL, target_BL: S and T. variance: σ² of a pixel. samples: k >= 1, one after the other.
-    standard_prior: N(0, I) for p(z | x_S). index_B: the numbers of the images, which with the seed give the draws.
+    index_B: the numbers of the images, which with the seed give the draws.
     """
-    posterior = Gaussian(*model.encode(x_BLD, observed_BL | target_BL))
-    prior = Gaussian.standard(posterior.mu_BZ) if standard_prior else Gaussian(*model.encode(x_BLD, observed_BL))
+    posterior, prior = model.encode(x_BLD, observed_BL | target_BL), model.prior(x_BLD, observed_BL)
     n_values_B = target_BL.sum(1) * x_BLD.shape[-1]
     log_sum_B = torch.full_like(index_B, -math.inf, dtype=torch.float32)
     for k in range(samples):

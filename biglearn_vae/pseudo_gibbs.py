@@ -5,7 +5,6 @@ from torch import Tensor
 
 from data import randomness
 from model.biglearn import BigLearnModel
-from model.gaussian import Gaussian
 
 
 def pseudo_gibbs(
@@ -31,7 +30,7 @@ def pseudo_gibbs(
     chain_BLD = torch.where(observed_BL[..., None], x_BLD, start_LD)
     states = []
     for step in range(burn_in + draws * steps):
-        posterior = Gaussian(*model.encode(chain_BLD, everything_BL))
+        posterior = model.encode(chain_BLD, everything_BL)
         z_BZ = posterior.draw(randomness.normal(seed, f"pseudo-Gibbs z {step}", index_B, posterior.mu_BZ.shape[1]))
         mean_BLD = torch.where(observed_BL[..., None], x_BLD, model.decode(z_BZ, chain_BLD, nothing_BL))
         if step >= burn_in and (step - burn_in + 1) % steps == 0:

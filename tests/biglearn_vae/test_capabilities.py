@@ -19,6 +19,7 @@ from data.errors import UserError
 from data.read.index import load_index
 from data.read.stream import Stream
 from model.biglearn import BigLearnModel
+from model.gaussian import Gaussian
 from model.masks import observed_of_kind
 
 
@@ -156,14 +157,17 @@ def test_a_linear_gaussian_model_has_its_exact_likelihood():
             seen_B1 = observed_BL.any(1, keepdim=True)
             mu_BZ = torch.where(seen_B1, 0.9 * x_BLD[:, 0] / 1.5, 0.0)  # near the true posterior, not equal to it
             no_prior = 3.0  # what the network says of nothing, in the place of which N(0, I) stands
-            return mu_BZ, torch.where(seen_B1, -0.9, no_prior).expand_as(mu_BZ)
+            return Gaussian(mu_BZ, torch.where(seen_B1, -0.9, no_prior).expand_as(mu_BZ))
+
+        def prior(self, x_BLD, observed_BL):
+            return Gaussian.standard(x_BLD[:, 0])
 
         def decode(self, z_BZ, x_BLD, observed_BL):
             return z_BZ[:, None]
 
     x_BLD = torch.randn(50, 1, 1, generator=torch.Generator().manual_seed(0))
     nothing_BL = torch.zeros(50, 1, dtype=torch.bool)
-    how = {"variance": 0.5, "seed": 0, "index_B": torch.arange(50), "standard_prior": True}
+    how = {"variance": 0.5, "seed": 0, "index_B": torch.arange(50)}
     bound_B = importance_weighted_bound(Linear(), x_BLD, nothing_BL, ~nothing_BL, samples=2000, **how)
     exact_B = torch.distributions.Normal(0.0, 1.5**0.5).log_prob(x_BLD.flatten())
     torch.testing.assert_close(bound_B, exact_B, rtol=0, atol=0.05)
@@ -178,14 +182,16 @@ def test_a_linear_gaussian_model_has_its_exact_conditional_likelihood():
             prior_B1 = 0.5 * x_BLD[:, 0]
             posterior_B1 = prior_B1 + 0.6 * (x_BLD[:, 1] - 0.75 * x_BLD[:, 0])  # near the true one
             mu_BZ = torch.where(observed_BL[:, 1:], posterior_B1, prior_B1)
-            return mu_BZ, torch.where(observed_BL[:, 1:], -0.9, 0.0).expand_as(mu_BZ)
+            return Gaussian(mu_BZ, torch.where(observed_BL[:, 1:], -0.9, 0.0).expand_as(mu_BZ))
+
+        prior = encode
 
         def decode(self, z_BZ, x_BLD, observed_BL):
             return (z_BZ + 0.25 * x_BLD[:, 0] * observed_BL[:, :1])[:, None].expand(-1, 2, -1)
 
     x_BLD = torch.randn(50, 2, 1, generator=torch.Generator().manual_seed(0))
     S_BL = torch.tensor([[True, False]]).expand(50, -1)
-    how = {"variance": 0.5, "seed": 0, "index_B": torch.arange(50), "standard_prior": False}
+    how = {"variance": 0.5, "seed": 0, "index_B": torch.arange(50)}
     bound_B = importance_weighted_bound(Conditional(), x_BLD, S_BL, ~S_BL, samples=2000, **how)
     exact_B = torch.distributions.Normal(0.75 * x_BLD[:, 0, 0], 1.5**0.5).log_prob(x_BLD[:, 1, 0])
     torch.testing.assert_close(bound_B, exact_B, rtol=0, atol=0.05)
@@ -199,7 +205,7 @@ def test_pseudo_gibbs_samples_the_conditional_of_a_known_joint():
         def encode(self, x_BLD, observed_BL):
             variance = 1 / (1 + 2 / 0.5)
             mu_BZ = variance * x_BLD.sum(1) / 0.5
-            return mu_BZ, torch.full_like(mu_BZ, variance).log()
+            return Gaussian(mu_BZ, torch.full_like(mu_BZ, variance).log())
 
         def decode(self, z_BZ, x_BLD, observed_BL):
             return z_BZ[:, None].expand(-1, 2, -1)
