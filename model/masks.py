@@ -7,7 +7,7 @@ for every image. Where S and T lie in an image is a pure function of (seed, posi
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from data import randomness
-
-if TYPE_CHECKING:
-    from model.objective import ObjectiveConfig
 
 EVALUATION_SEED = 20_240_229  # every run is evaluated with the same masks and noise
 
@@ -29,6 +26,16 @@ class Plan:
     groups: tuple[tuple[int, int], ...]
 
 
+class MaskLaw(Protocol):
+    """How S and T are drawn, as `ObjectiveConfig` says it."""
+
+    s_beta: tuple[float, float]
+    t_beta: tuple[float, float]
+    joint_probability: float
+    groups: int
+    plans: int
+
+
 def mask_sizes(s_ratio: np.ndarray, t_ratio: np.ndarray, patches: int) -> tuple[np.ndarray, np.ndarray]:
     """(|S|, |T|) from ratios in [0, 1]: |S| = min(floor(L s), L-1), |T| = max(1, ceil(t (L - |S|)))."""
     n_S = np.minimum(np.floor(patches * np.asarray(s_ratio)), patches - 1).astype(np.int64)
@@ -36,7 +43,7 @@ def mask_sizes(s_ratio: np.ndarray, t_ratio: np.ndarray, patches: int) -> tuple[
     return n_S, n_T
 
 
-def make_plans(objective: "ObjectiveConfig", patches: int, seed: int) -> tuple[Plan, ...]:
+def make_plans(objective: MaskLaw, patches: int, seed: int) -> tuple[Plan, ...]:
     """The cycle of plans of a run; step k trains on plans[k % len(plans)].
 
     The quantiles (u, v) of the S- and T-ratio of all groups are a Latin hypercube over the cycle, and those of one
@@ -146,7 +153,7 @@ def plan_masks(
     return observed_BL, ~observed_BL & (rank_BL < (n_S_B + n_T_B)[:, None])
 
 
-def drawn_masks(objective: "ObjectiveConfig", index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
+def drawn_masks(objective: MaskLaw, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:
     """S and T with sizes drawn for every sample from the true Betas: what evaluation uses."""
     u_B2 = randomness.uniform(seed, "mask sizes", index_B, 2).cpu().double().numpy()
     n_S, n_T = mask_sizes(betaincinv(*objective.s_beta, u_B2[:, 0]), betaincinv(*objective.t_beta, u_B2[:, 1]), patches)
