@@ -155,3 +155,12 @@ def test_folders_of_a_person_that_are_called_as_ours_are_not_in_the_way(tmp_path
 def test_a_module_that_has_moved_warns_and_works(old, name):
     with pytest.warns(FutureWarning, match=f"{old} is now "):
         assert getattr(importlib.import_module(old), name).__name__ == name
+
+
+@pytest.mark.parametrize("script", ["prepare", "sample", "train", "evaluate", "slurm/status", "monitoring/up"])
+def test_a_script_begins_without_the_slow_packages(script):
+    """So that --help and mistakes answer at once."""
+    program = f"import runpy, sys; runpy.run_path({str(ROOT / 'launch' / script) + '.py'!r})"
+    program += "; print({'torch', 'webdataset'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
