@@ -55,7 +55,7 @@ def measure(config, options: argparse.Namespace) -> dict:
 
     from biglearn_vae.checkpoint import State
     from trainer.build import build_parts, micro_batches, step_inputs
-    from trainer.build_exporter import make_exporter
+    from trainer.build_prometheus import make_prometheus_server
     from trainer.ranks.world import join_world
     from trainer.run_directory import RunDirectory
 
@@ -63,7 +63,8 @@ def measure(config, options: argparse.Namespace) -> dict:
     parts, directory = build_parts(config, world), RunDirectory(config.run_dir)
     directory.acquire(resume=False)
     directory.create(config, 0, parts.codec)
-    exporter = make_exporter(config, world, directory, parts.copy, State(images=0, step=0, identity={}), (0.0, 0.0))
+    state = State(images=0, step=0, identity={})
+    exporter = make_prometheus_server(config, world, directory, parts.copy, state, (0.0, 0.0))
     registry = CollectorRegistry()
     registry.register(exporter.exposition)
     batches = micro_batches(parts.train_stream, config, 0, parts.copy.groups, world)

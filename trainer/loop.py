@@ -14,7 +14,7 @@ from data.errors import NonFiniteError
 from data.files import write_aside
 from data.read.stream import Stream
 from trainer.build import Parts, build_parts, micro_batches, refuse_damage, step_inputs
-from trainer.build_exporter import make_exporter
+from trainer.build_prometheus import make_prometheus_server
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config import Config
 from trainer.evaluation import evaluate
@@ -58,9 +58,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             evaluations = [JsonLines(run.evaluations, images)]
             spent = sinks[0].spent
     world.require_same(run_id=run.record().id)  # all see the one folder
-    exporter = make_exporter(config, world, run, task, state, spent)
-    metrics = Metrics(config.metrics, images, [*sinks, exporter], state.skipped_steps)
-    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [exporter], state.images)
+    prometheus = make_prometheus_server(config, world, run, task, state, spent)
+    metrics = Metrics(config.metrics, images, [*sinks, prometheus], state.skipped_steps)
+    writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [prometheus], state.images)
 
     def look(with_picture: bool) -> dict:
         """Evaluate the averaged weights, on all ranks; draw what the model can do, on one."""
@@ -69,7 +69,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             task.load_state_dict(engine.full_state("ema")["ema"])
             values = {"step": step, "images": images, **evaluate(task, test_stream, config.evaluate, world)}
             require_finite(values)
-            for sink in (*evaluations, exporter):
+            for sink in (*evaluations, prometheus):
                 sink(values)
             if with_picture and world.is_main:
                 _draw(parts, config, values, run)
@@ -78,7 +78,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     start_images, owes_checkpoint = images, False
     (stopped,) = world.max_over_ranks(stop.signal is not None)
     values = world.broadcast(run.evaluation(images) if world.is_main else None)
-    with exporter, writer, bar:
+    with prometheus, writer, bar:
         if values is None and not stopped and (images == 0 or images >= config.total_images):
             values = look(with_picture=not images)
         batches = micro_batches(train_stream, config, images, task.groups, world)
@@ -123,7 +123,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
                     skipped = metrics.skipped_steps
                     writer.start(State(images=images, step=step, skipped_steps=skipped, score=score, identity=shared))
         metrics.flush()
-        exporter.is_finished = start_images < images == config.total_images
+        prometheus.is_finished = start_images < images == config.total_images
     with world.agreed():
         writer.refuse_failure()
     seconds = metrics.training_seconds

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from biglearn_vae.checkpoint import State
 from trainer.build import build_task
-from trainer.build_exporter import make_exporter
-from trainer.metrics.exporter import Exporter
+from trainer.build_prometheus import make_prometheus_server
 from trainer.metrics.exposition import Exposition, known_peak
+from trainer.metrics.prometheus_server import PrometheusServer
 from trainer.metrics.registry import FAMILIES, MetricsConfig
 from trainer.run_directory import RunDirectory
 
@@ -161,7 +161,7 @@ def exporter(tmp_path, world):
 
     def make(labels=LABELS, size=1, count_cost=None, **config):
         settings = MetricsConfig(**{"targets": str(tmp_path / "targets"), **config})
-        return Exporter(exposition(count_cost=count_cost), settings, labels, replace(world, size=size))
+        return PrometheusServer(exposition(count_cost=count_cost), settings, labels, replace(world, size=size))
 
     return make
 
@@ -177,7 +177,7 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
         evaluations = [{"images": images, "biglearn_elbo": -9.0 + images} for images in (0, 16)]
         run.evaluations.write_text("".join(json.dumps(line) + "\n" for line in evaluations))
         monkeypatch.setenv("SLURM_JOB_ID", job)
-        made = make_exporter(config, world, run, task, state, spent=(0.0, 0.0))
+        made = make_prometheus_server(config, world, run, task, state, spent=(0.0, 0.0))
         assert {**made.labels, "run": ""} == {**LABELS, "run": "", "start": str(restarts + 1), "slurm_job_id": job}
         found = scraped(made.exposition)  # before its first step
         assert found["biglearn_images_total", ()] == 32

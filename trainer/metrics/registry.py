@@ -19,9 +19,9 @@ class Family:
     """One family of series.
 
     of: the names under which the trainer hands its numbers over (those of metrics.jsonl and evaluations.jsonl, of
-    trainer/checkpoints/writer.py and of make_exporter), and the values of `labels` for each. each_rank: other ranks
-    have it, too, not the first alone. adds: what is handed over is added to what was. bar: those of `of` that the
-    progress bar shows.
+    trainer/checkpoints/writer.py and trainer/build_prometheus.py), and the values of `labels` for each. each_rank:
+    other ranks have it, too, not the first alone. adds: what is handed over is added to what was. bar: those of `of`
+    that the progress bar shows.
     """
 
     name: str

@@ -20,7 +20,7 @@ _ALL_ADDRESSES = ("0.0.0.0", "::")
 _PUSH_TIMEOUT_S = 10
 
 
-class Exporter:
+class PrometheusServer:
     """A sink: hands what it gets to its exposition, and serves that while it is entered.
 
     labels: of every series of this rank; Prometheus takes them from the file. Without metrics.port it does nothing.
@@ -33,7 +33,7 @@ class Exporter:
         self._server = self._thread = None
         self.is_finished = False  # set it when the run has come to its end, so that its last numbers are pushed
 
-    def __enter__(self) -> "Exporter":
+    def __enter__(self) -> "PrometheusServer":
         if self.config.port is None:
             return self
         registry = CollectorRegistry()

@@ -11,16 +11,16 @@ from data.errors import printable
 from model.cost import measure_cost
 from trainer.build import meta_task
 from trainer.config import Config
-from trainer.metrics.exporter import Exporter
 from trainer.metrics.exposition import Exposition, known_peak
 from trainer.metrics.json_lines import read_lines
+from trainer.metrics.prometheus_server import PrometheusServer
 from trainer.ranks.world import World
 from trainer.run_directory import RunDirectory
 
 
-def make_exporter(
+def make_prometheus_server(
     config: Config, world: World, run: RunDirectory, task: nn.Module, state: State, spent: tuple[float, float]
-) -> Exporter:
+) -> PrometheusServer:
     """That of a rank of a run, which goes on from a state. Every rank calls it.
 
     spent: seconds of training until there, and device-seconds, one device a rank.
@@ -53,7 +53,7 @@ def make_exporter(
         "peak_flops": peak,
     }
     exposition(known)
-    return Exporter(exposition, config.metrics, labels, world)
+    return PrometheusServer(exposition, config.metrics, labels, world)
 
 
 def _cost_counter(config: Config) -> Callable[[], tuple[float, float]]:
