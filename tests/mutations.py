@@ -169,8 +169,8 @@ MUTATIONS = (
     ),
     Mutation(
         "pipe-is-a-folder",
-        're.match(r"pipe:|[a-z][a-z0-9+.-]*://"',
-        're.match(r"[a-z][a-z0-9+.-]*://"',
+        're.match(r"(pipe):|([a-z][a-z0-9+.-]*)://"',
+        're.match(r"(no pipe):|([a-z][a-z0-9+.-]*)://"',
         ("tests/launch/test_faults.py", "-k", "no_folder"),
     ),
     # trainer/
