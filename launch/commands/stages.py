@@ -14,7 +14,7 @@ from trainer.config import Config, load_config
 from trainer.resume import identity
 from trainer.run_directory import RunDirectory
 
-LAUNCH = Path(__file__).resolve().parent
+LAUNCH = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
