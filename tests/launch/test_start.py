@@ -164,3 +164,9 @@ def test_a_script_begins_without_the_slow_packages(script):
     program += "; print({'torch', 'webdataset'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_scripts_that_a_pipeline_or_a_job_starts_are_there():
+    from launch.commands.stages import LAUNCH
+
+    assert [name for name in ("prepare", "train", "encode") if not (LAUNCH / f"{name}.py").exists()] == []
