@@ -4,10 +4,9 @@ Each step hands the exporter one line, in the training's own thread; a scrape ru
 interpreter while it writes its text. Both are timed alone, many times, and put in relation to a step of `--config`
 on this machine, timed in between (median of --steps). scrape_share is for a scrape every --interval seconds.
 
-Examples:
+examples:
   OMP_NUM_THREADS=1 python benchmarks/exporter.py --config configs/digits.yaml
   python benchmarks/exporter.py --config configs/mnist_case1.yaml --out exporter.json
-
 """
 
 import argparse

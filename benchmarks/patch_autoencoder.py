@@ -5,10 +5,9 @@ picture, mean over the images. PCA is fitted to all patches of the training imag
 by AdamW on as many patches as the PatchAE was, drawn from the training sequence. "Codes as stored" are those of the
 latent shards, rounded to float16.
 
-Examples:
+examples:
   python benchmarks/patch_autoencoder.py --run runs/celeba_patchae-patch_ae
   python benchmarks/patch_autoencoder.py --run runs/faces/patch_ae --images 500 --out psnr.json --picture psnr.png
-
 """
 
 import json

@@ -8,11 +8,10 @@ Equal steps are the figures at the end. Equal time are those of each run at the 
 method has ended, by the images a second that benchmarks/throughput.py measured in one run (--throughput): the wall
 time of runs made one after the other would compare the days, not the modes.
 
-Examples:
+examples:
   python launch/prepare.py mnist
   python benchmarks/quality.py --throughput benchmarks/results/throughput-cpu-case1.json --out quality.json
   python benchmarks/quality.py --epochs 100 --evaluate-images 10000 engine.device=cuda
-
 """
 
 import argparse

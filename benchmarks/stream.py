@@ -17,12 +17,11 @@ with the shards, image by image (what JPEG keeps, within 2 %); then all forms ta
 random, because reading them does not depend on them. `ratio` is the time of an
 epoch over that of "Stream, in memory" in the same turn, the median over the turns.
 
-Examples:
+examples:
   python benchmarks/stream.py
   python benchmarks/stream.py --source mnist --from ~/torchvision --out stream.json
   python benchmarks/stream.py --source celeba --from ~/celeba --image-size 128 --patch-size 16 --images 2048 \
       --latents
-
 """
 
 import argparse

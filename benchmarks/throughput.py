@@ -17,11 +17,10 @@ PatchAE codes are random numbers on the device, for which nothing waits).
 
   OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/throughput.py --device cpu --cases 1 --methods biglearn_u
 
-Examples:
+examples:
   python benchmarks/throughput.py --device cpu --cases 1,2 --fractions --out throughput.json
   python benchmarks/throughput.py --cases 1 --modes query_only --engines accelerate train.batch_size=4096
   python benchmarks/throughput.py --cases celeba_base --engines deepspeed --out celeba.json
-
 """
 
 import argparse
@@ -56,7 +55,6 @@ from data.batch import Batch
 from data.prepare import prepare
 from data.read.config import DataConfig
 from launch.commands.machine import machine
-from model.cost import Cost, measure_cost
 from model.masks import Plan, local_positions, plan_masks
 from model.method import METHODS
 from model.objective import elbo_terms
@@ -66,6 +64,7 @@ from trainer.engines.engine import Engine
 from trainer.engines.schedule import Rates
 from trainer.ranks.world import World, joined_world
 from trainer.tasks.biglearn import BigLearnTask
+from trainer.tasks.cost import Cost, measure_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = {**{str(n): f"mnist_case{n}.yaml" for n in range(1, 5)}, "celeba_base": "celeba_base.yaml"}

@@ -10,6 +10,7 @@ from biglearn_vae.export import CONFIG, WEIGHTS, Description, read_export, write
 from biglearn_vae.likelihood import importance_weighted_bound
 from biglearn_vae.observation import Observation, Rule, observe
 from biglearn_vae.pseudo_gibbs import pseudo_gibbs
+from biglearn_vae.trained import read_trained
 from data import randomness
 from data.errors import UserError
 from data.patches import patchify, unpatchify
@@ -57,8 +58,6 @@ class BigLearnVAE:
             if (path / WEIGHTS).exists() or (path / CONFIG).exists():
                 description, weights, codec = read_export(path)
             else:
-                from biglearn_vae.trained import read_trained  # an export needs none of the training code
-
                 description, weights, codec = read_trained(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): give a run or an export") from None

@@ -59,10 +59,10 @@ def dry_run(config) -> int:
     from data.read.holdout import trained_images
     from data.read.index import INDEX_NAME
     from data.sources import split_sizes
-    from model.cost import measure_cost
     from trainer.build import meta_task
     from trainer.config import dump_config
     from trainer.ranks.launcher import adopt_environment
+    from trainer.tasks.cost import measure_cost
 
     rank, world_size, _ = adopt_environment()
     task = meta_task(config)

@@ -29,11 +29,16 @@ class Plan:
 class MaskLaw(Protocol):
     """How S and T are drawn, as `ObjectiveConfig` says it."""
 
-    s_beta: tuple[float, float]
-    t_beta: tuple[float, float]
-    joint_probability: float
-    groups: int
-    plans: int
+    @property
+    def s_beta(self) -> tuple[float, float]: ...
+    @property
+    def t_beta(self) -> tuple[float, float]: ...
+    @property
+    def joint_probability(self) -> float: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def plans(self) -> int: ...
 
 
 def mask_sizes(s_ratio: np.ndarray, t_ratio: np.ndarray, patches: int) -> tuple[np.ndarray, np.ndarray]:

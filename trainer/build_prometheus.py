@@ -8,7 +8,6 @@ from torch import nn
 
 from biglearn_vae.checkpoint import State
 from data.errors import printable
-from model.cost import measure_cost
 from trainer.build import meta_task
 from trainer.config import Config
 from trainer.metrics.exposition import Exposition, known_peak
@@ -16,6 +15,7 @@ from trainer.metrics.json_lines import read_lines
 from trainer.metrics.prometheus_server import PrometheusServer
 from trainer.ranks.world import World
 from trainer.run_directory import RunDirectory
+from trainer.tasks.cost import measure_cost
 
 
 def make_prometheus_server(

@@ -28,6 +28,7 @@ from data.read.index import (
     read_index,
     require_folder_path,
 )
+from data.read.storage import storage_of
 from data.read.stream import Stream
 from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
@@ -141,7 +142,7 @@ def encode_images(
                         splits[job.split] += (found[job.path].shard,)
                     whole = Index(**recipe.model_dump(), splits=splits)
                     remove(out, ours - wanted)
-                    write_aside(out / INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
+                    storage_of(out).write(INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
         world.gather(None)  # no rank goes on to read before the index is there
     counts = f"{sum(job.count for job in jobs):,} images"
     what = f"the statistics of {counts}" if statistics_only else f"the codes of {counts} in {len(jobs)} shards"

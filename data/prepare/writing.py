@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import make_folder, write_aside
+from data.files import make_folder
 from data.prepare.memory import available_bytes
 from data.prepare.shard_files import (
     Portion,
@@ -45,6 +45,7 @@ from data.read.index import (
     require_folder_path,
     sidecar_path,
 )
+from data.read.storage import storage_of
 from data.sources import find_source
 from data.sources.images import DamagedImageError, resize
 from data.sources.samples import Samples, Source, warn_if_dark
@@ -182,7 +183,7 @@ def _complete(
     remove(out, ours - wanted)
     shards = {split: tuple(finished[job.path] for job in jobs if job.split == split) for split in splits}
     index = Index(**recipe.model_dump(), splits=shards)
-    write_aside(out / INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
+    storage_of(out).write(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index, kept
 
 

@@ -104,3 +104,10 @@ def test_quality_at_equal_time_lies_between_two_evaluations():
     lines = [{"images": 0, "elbo": -10.0}, {"images": 100, "elbo": -6.0}, {"images": 200, "elbo": -5.0}]
     assert between(lines, "elbo", 150) == pytest.approx(-5.5)
     assert between(lines, "elbo", 100) == -6.0
+
+
+@pytest.mark.parametrize("name", ["attention", "exporter", "patch_autoencoder", "quality", "stream", "throughput"])
+def test_the_help_of_each_has_an_example(start, name):
+    done = start("python", f"benchmarks/{name}.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"benchmarks/{name}.py" in done.stdout.partition("examples:")[2]

@@ -1,5 +1,7 @@
 """`vae`, `biglearn_t` and `biglearn_u`: the paper's objective, and what is measured of it."""
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -52,7 +54,7 @@ class BigLearnTask(Task):
         trunks = [(name, module) for name, module in self.named_modules() if isinstance(module, Trunk)]
         return {f"{name}.{key}": shape for name, trunk in trunks for key, shape in trunk.matrices().items()}
 
-    def compile(self, **options) -> None:
+    def compile(self, **options: Any) -> None:
         """Let training run kernels that torch.compile makes of all that lies between the attentions.
 
         Not of `forward` as a whole, which would be compiled for every plan. The parts take any number of rows, and
@@ -63,8 +65,8 @@ class BigLearnTask(Task):
         model = self.model
         for trunk in {model.encoding_trunk, model.decoding_trunk}:
             for block in trunk.blocks:
-                block.before_attention = torch.compile(block.before_attention, **options)
-                block.after_attention = torch.compile(block.after_attention, **options)
+                block.before_attention = torch.compile(block.before_attention, **options)  # type: ignore[method-assign]
+                block.after_attention = torch.compile(block.after_attention, **options)  # type: ignore[method-assign]
         for module in (model.embed, model.z_head, model.x_head):
             module.compile(**options)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from model.biglearn import BigLearnModel, ModelConfig
-from model.cost import Cost, _measure, measure_cost
 from model.masks import Plan
 from model.objective import ObjectiveConfig
 from trainer.tasks.biglearn import BigLearnTask
+from trainer.tasks.cost import Cost, _measure, measure_cost
 
 PATCHES, TOKEN_DIM, WIDTH, RATIO = 64, 48, 128, 2
 LAYERS = {"vae": 2, "biglearn_t": 2, "biglearn_u": 4}  # that encode, and that decode

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.batch import Batch
 from model.masks import Plan
 from model.transformer import Trunk
+from trainer.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Cost:
     flops_per_image: float
 
 
-def measure_cost(task: Any, patches: int, token_dim: int) -> Cost:
-    """The cost of the plans of `task`, a trainer.tasks.task.Task, which must live on the meta device.
+def measure_cost(task: Task, patches: int, token_dim: int) -> Cost:
+    """The cost of the plans of `task`, which must live on the meta device.
 
     Mask groups share nothing but p(z), the prior of all that observe nothing, and attention makes the cost of a group
     a quadratic polynomial in |S| and |T|. So a few groups are run forward and backward, and give those of all others.
@@ -66,7 +67,7 @@ def _polynomial(value_of: dict[tuple[int, int], np.ndarray]) -> Callable[[int, i
     return lambda n_S, n_T: monomials(n_S, n_T) @ coefficients
 
 
-def _measure(task: nn.Module, plan: Plan, patches: int, token_dim: int) -> np.ndarray:
+def _measure(task: Task, plan: Plan, patches: int, token_dim: int) -> np.ndarray:
     """Tokens, token-layers and operations of one sample of each group, counted while it runs."""
     tokens = token_layers = 0
 
