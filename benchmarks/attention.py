@@ -95,7 +95,8 @@ def varlen(layer: PackedLayer, q_QHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, kept
         most + 1,
     )
     y_QHK = torch.cat([*answers, y_AHK.index_select(0, index["asking_places"])])
-    rows = slice(layer.keep[0].start, layer.keep[-1].stop) if layer.keep else slice(0)
+    keep = layer.keys[layer.keep]
+    rows = slice(keep[0].start, keep[-1].stop) if keep else slice(0)
     return y_QHK, (k_NHK[rows], v_NHK[rows])
 
 

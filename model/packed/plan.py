@@ -7,7 +7,7 @@ no key and no value, and in the last layer only what is read at the end asks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,19 +50,28 @@ class Reading:
     kept: Segment | None = None
 
 
+@dataclass(frozen=True)
+class Rectangle:
+    """A reading in a layer: the numbers of its segments there, among those that ask, are asked and are kept."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    kept: int | None
+
+
 @dataclass(frozen=True, eq=False)
 class PackedLayer(Layer):
     """Who reads whom among the packed rows.
 
-    queries, keys: the segments that ask and are asked. keep: those of keys that the next phase reads, where they are
-    `kept`. sequences: the readings as model/packed/triton_kernel.py takes them, a table (S, 8), the most keys and the
-    most queries of its lines.
+    queries, keys: the segments that ask and are asked. keep: which of keys the next phase reads, in whose layers they
+    are `kept`. sequences: the readings as model/packed/triton_kernel.py takes them, a table (S, 8), the most keys and
+    the most queries of its lines.
     """
 
     queries: tuple[Segment, ...] = ()
     keys: tuple[Segment, ...] = ()
-    readings: tuple[Reading, ...] = ()
-    keep: tuple[Segment, ...] = ()
+    readings: tuple[Rectangle, ...] = ()
+    keep: slice = field(default_factory=lambda: slice(0))
     kept: tuple[Segment, ...] = ()
     sequences: tuple[Tensor, int, int] | None = None
 
@@ -148,12 +157,32 @@ class Rows(list[Segment]):
         return self[-1]
 
     def layer(
-        self, readings: Sequence[Reading], first_query: int = 0, n_keys: int | None = None, **more: Any
+        self,
+        readings: Sequence[Reading],
+        first_query: int = 0,
+        n_keys: int | None = None,
+        keep: Sequence[Segment] = (),
+        kept: Sequence[Segment] = (),
+        **more: Any,
     ) -> PackedLayer:
         """Of the readings only what the rows from first_query on ask."""
         n_keys = self[-1].stop if n_keys is None else n_keys
         queries = tuple(segment for segment in self if segment.start >= first_query)
         keys = tuple(segment for segment in self if segment.stop <= n_keys)
-        asking = (replace(one, queries=tuple(s for s in one.queries if s.start >= first_query)) for one in readings)
-        readings = tuple(one for one in asking if one.queries)
-        return PackedLayer(first_query, n_keys, queries=queries, keys=keys, readings=readings, **more)
+        rectangles = []
+        for reading in readings:
+            asking = tuple(queries.index(segment) for segment in reading.queries if segment in queries)
+            asked = tuple(keys.index(segment) for segment in reading.keys)
+            if asking:
+                rectangles.append(Rectangle(asking, asked, kept.index(reading.kept) if reading.kept else None))
+        first_kept = keys.index(keep[0]) if keep else 0
+        return PackedLayer(
+            first_query,
+            n_keys,
+            queries=queries,
+            keys=keys,
+            readings=tuple(rectangles),
+            keep=slice(first_kept, first_kept + len(keep)),
+            kept=tuple(kept),
+            **more,
+        )

@@ -37,8 +37,9 @@ def attend_in_one_launch(
         kept_k_MHK=kept_k_MHK,
         kept_v_MHK=kept_v_MHK,
     )
-    rows = slice(layer.keep[0].start, layer.keep[-1].stop) if layer.keep else slice(0)
-    return y_QHK, (k_NHK[rows], v_NHK[rows]) if layer.keep else None
+    keep = layer.keys[layer.keep]
+    rows = slice(keep[0].start, keep[-1].stop) if keep else slice(0)
+    return y_QHK, (k_NHK[rows], v_NHK[rows]) if keep else None
 
 
 def sequence_attention(
