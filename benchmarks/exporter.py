@@ -61,7 +61,7 @@ def measure(config, options: argparse.Namespace) -> dict:
     world = join_world(config.engine.device)
     parts, directory = build_parts(config, world), RunDirectory(config.run_dir)
     directory.acquire(resume=False)
-    directory.create(config, 0, parts.codec)
+    directory.create(config, 0, parts.codec, parts.ways)
     state = State(images=0, step=0, identity={})
     exporter = make_prometheus_server(config, world, directory, parts.copy, state, (0.0, 0.0))
     registry = CollectorRegistry()

@@ -58,7 +58,8 @@ from launch.commands.machine import machine
 from model.masks import Plan, local_positions, plan_masks
 from model.method import METHODS
 from model.objective import elbo_terms
-from trainer.build import build_engine, build_task, micro_batches
+from trainer.build import build_engine, build_task, meta_task, micro_batches
+from trainer.choices import choose, ways_of
 from trainer.config import Config, load_config
 from trainer.engines.engine import Engine
 from trainer.engines.schedule import Rates
@@ -173,6 +174,7 @@ def build(
 ) -> Cell:
     settings = [f"engine.name={engine}", f"engine.device={world.device.type}"]
     config = config_of(case, method, mask_tokens, (*settings, *overrides))
+    config = choose(config, world.device, sum(p.numel() for p in meta_task(config).parameters()))
     cost = cost_of(case, method, mask_tokens, tuple(overrides))
     task = task_of(config, mask_tokens)
     config.micro_batch_size(world.size)
@@ -289,6 +291,7 @@ def row(cell: Cell, cells: list[Cell], products: dict[str, float], world: World)
         "world_size": world.size,
         "threads": torch.get_num_threads(),
         "precision": precision,
+        "ways": ways_of(cell.config, world.device),
         "batch_size": batch_size,
         "time_against_vae": paired(cell, alike.get(("vae", "query_only"))),
         "time_against_literal": paired(cell, alike.get((cell.method, "literal"))),

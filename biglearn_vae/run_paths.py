@@ -11,12 +11,14 @@ class RunRecord(BaseModel):
     """run.json.
 
     id: what tells this run from every other. starts: how often it was started, or went on. started_in: the working
-    folder of the last start, from which the relative paths of the configuration are meant.
+    folder of the last start, from which the relative paths of the configuration are meant. ways: how its steps are
+    computed: the device and, for it, what the configuration asks for or leaves to be chosen.
     """
 
     id: str | None = None
     starts: int = Field(0, ge=0)
     started_in: str | None = None
+    ways: dict[str, str | bool] = {}
 
 
 class RunPaths:

@@ -55,19 +55,24 @@ def main(argv: list[str]) -> int:
 
 def dry_run(config) -> int:
     """Build the model on a device without storage, count, and print; nothing is read but the index of the data."""
+    import torch
+
     from biglearn_vae.images import open_index
     from data.read.holdout import trained_images
     from data.read.index import INDEX_NAME
     from data.sources import split_sizes
     from trainer.build import meta_task
+    from trainer.choices import choose, ways_of
     from trainer.config import dump_config
     from trainer.ranks.launcher import adopt_environment
+    from trainer.ranks.world import device_type
     from trainer.tasks.cost import measure_cost
 
     rank, world_size, _ = adopt_environment()
     task = meta_task(config)
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
+    device = torch.device(device_type(config.engine.device))
     prepared = (Path(config.data.shards) / INDEX_NAME).exists()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
     counts = {
@@ -79,6 +84,7 @@ def dry_run(config) -> int:
         "images_per_epoch": trained_images(sizes["train"], config.data.holdout),
         "steps": config.steps,
         "world_size": world_size,
+        "ways": ways_of(choose(config, device, parameters), device),
     }
     if rank == 0:
         print(dump_config(config))

@@ -212,8 +212,8 @@ MUTATIONS = (
     ),
     Mutation(
         "accumulated-gradients-are-a-sum",
-        "self.accelerator.backward(loss / len(batches))",
-        "self.accelerator.backward(loss)",
+        "                (loss / len(batches)).backward()\n",
+        "                loss.backward()\n",
         ("tests/trainer/engines/test_engine.py", "-k", "accumulation"),
     ),
     Mutation(
@@ -304,6 +304,12 @@ MUTATIONS = (
         "replayed-steps-keep-their-noise",
         "            buffer.x_BLD.copy_(batch.x_BLD)\n            buffer.index_B.copy_(batch.index_B)\n",
         "            buffer.x_BLD.copy_(batch.x_BLD)\n",
+        ("tests/trainer/engines/test_cuda_graphs.py",),
+    ),
+    Mutation(
+        "replays-leave-the-optimizer-without-gradients",
+        "        gradients.show()\n",
+        "",
         ("tests/trainer/engines/test_cuda_graphs.py",),
     ),
     Mutation(

@@ -2,8 +2,6 @@
 
 import itertools
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +9,6 @@ import torch
 
 from biglearn_vae.images import open_codec, open_index, open_stream
 from data.batch import Batch
-from data.errors import UserError
 from data.read.config import DataConfig
 from data.read.index import Index
 from data.read.stream import Stream, prefetch
@@ -20,7 +17,9 @@ from model.masks import Plan, local_positions
 from model.packed.rectangles import attend_by_rectangles
 from model.patch_autoencoder.codec import PatchCodec
 from model.patch_autoencoder.network import PatchAutoencoder
+from trainer.choices import choose, ways_of
 from trainer.config import Config
+from trainer.engines.cuda_graphs import CudaRecorder
 from trainer.engines.engine import Engine
 from trainer.engines.schedule import Rates, beta_at, ema_decay, learning_share
 from trainer.ranks.world import World
@@ -58,15 +57,16 @@ def build_engine(config: Config, task: Task, world: World) -> Engine:
     An engine is imported when it is asked for: DeepSpeed and Accelerate need not both be there.
     """
     task = task.to(world.device)
-    if config.engine.compile:
-        torch._dynamo.config.optimize_ddp = False  # it would cut the compiled parts at the sizes of DDP's buckets
+    make_recorder = CudaRecorder if config.engine.cuda_graphs is True else None
+    if config.engine.compile is True:
         task.compile()
         if world.is_main:
             log.warning("engine.compile: the first step takes about a minute more")
     if config.engine.name == "accelerate":
         from trainer.engines.accelerate_engine import AccelerateEngine
 
-        return AccelerateEngine(config.engine, config.optimizer, task, world, config.train.max_grad_norm)
+        clip = config.train.max_grad_norm
+        return AccelerateEngine(config.engine, config.optimizer, task, world, clip, make_recorder)
     from trainer.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -77,6 +77,7 @@ def build_engine(config: Config, task: Task, world: World) -> Engine:
         micro_batch_size=config.micro_batch_size(world.size),
         accumulation_steps=config.train.accumulation_steps,
         max_grad_norm=config.train.max_grad_norm,
+        make_recorder=make_recorder,
     )
 
 
@@ -84,6 +85,7 @@ def build_engine(config: Config, task: Task, world: World) -> Engine:
 class Parts:
     """What a step needs. `copy` is the task once more, outside the engine, for weights that are looked at.
 
+    ways: how steps are computed, as chosen for this machine.
     test_stream: the images that it is evaluated on, in an order of their own: those held out, where there are any.
     codec: of a model of codes, else None.
     """
@@ -92,6 +94,7 @@ class Parts:
     train_stream: Stream
     test_stream: Stream
     engine: Engine
+    ways: dict[str, str | bool]
     copy: Task
     codec: PatchCodec | None
 
@@ -104,14 +107,9 @@ class Parts:
 def build_parts(config: Config, world: World) -> Parts:
     """Everything that a configuration describes, on all ranks. UserError, on all ranks, when they do not fit."""
     with world.agreed():
-        if config.engine.attention == "triton" and world.device.type != "cuda":
-            raise UserError("engine.attention=triton needs a GPU: set engine.attention=sdpa")
-        if config.engine.compile and not any(shutil.which(name) for name in _compilers(world.device)):
-            raise UserError(
-                f"engine.compile needs a compiler, and there is no {' and no '.join(_compilers(world.device))}: "
-                "install one (Debian: apt install g++) or set engine.compile=false"
-            )
-        task, copy = build_task(config), build_task(config).requires_grad_(False)
+        copy = build_task(config).requires_grad_(False)
+        chosen = choose(config, world.device, sum(p.numel() for p in copy.parameters()))
+        task = build_task(chosen)
         config.micro_batch_size(world.size)  # refuses a batch that does not split
         codec = open_codec(config.data)
         index = open_index(config.data, codec)
@@ -121,13 +119,8 @@ def build_parts(config: Config, world: World) -> Parts:
         )
         refuse_damage(config.data, train_stream, test_stream)
     world.require_same(**config.flat(), data_checksum=index.checksum, codec=codec.checksum if codec else None)
-    return Parts(index, train_stream, test_stream, build_engine(config, task, world), copy.to(world.device), codec)
-
-
-def _compilers(device: torch.device) -> list[str]:
-    """Those that torch.compile looks for: on the CPU for its kernels, else for what launches Triton's."""
-    environment = os.environ.get
-    return [environment("CXX", "g++")] if device.type == "cpu" else [environment("CC", "gcc"), "clang"]
+    ways, engine = ways_of(chosen, world.device), build_engine(chosen, task, world)
+    return Parts(index, train_stream, test_stream, engine, ways, copy.to(world.device), codec)
 
 
 def refuse_damage(data: DataConfig, *streams: Stream) -> None:

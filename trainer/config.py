@@ -15,7 +15,7 @@ from data.values import Plain, checked, is_null, override, read_mapping
 from model.biglearn import ModelConfig
 from model.method import METHODS
 from model.objective import ObjectiveConfig
-from model.packed.plan import TRITON_HEAD_WIDTHS
+from model.packed.plan import kernel_misfit
 from model.patch_autoencoder.network import PatchAEConfig, PatchAutoencoder
 from trainer.checkpoints.retention import CheckpointConfig
 from trainer.engines.engine import EngineConfig
@@ -75,14 +75,16 @@ class Config(Section):
                 f"schedule.warmup_images={warmup} and schedule.decay_images={decay} are more than"
                 f" train.total_images={total}: shorten them"
             )
-        head_width = self.model.embed_dim // self.model.num_heads
-        if self.engine.attention == "triton" and head_width not in TRITON_HEAD_WIDTHS:
-            widths = ", ".join(map(str, TRITON_HEAD_WIDTHS))
-            raise ValueError(
-                f"engine.attention=triton needs heads of width {widths}, model.num_heads makes them {head_width}:"
-                " set engine.attention=sdpa, or another model.num_heads"
-            )
+        if self.engine.attention == "triton" and (misfit := self.kernel_misfit):
+            raise ValueError(f"engine.attention=triton {misfit}: set engine.attention=auto or sdpa")
         return self
+
+    @property
+    def kernel_misfit(self) -> str | None:
+        """Why attention in one launch cannot serve this model; None where it can."""
+        if self.method not in METHODS:
+            return f"serves transformers, not method={self.method}"
+        return kernel_misfit(self.model.mask_tokens, self.model.embed_dim // self.model.num_heads, self.data.patches)
 
     @property
     def steps(self) -> int:

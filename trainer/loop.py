@@ -48,12 +48,13 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     shared = identity(config, parts.index, parts.codec)
     state = (restore(parts, run.checkpoints, shared) if resume else None) or State(identity=shared)
     images, step = state.images, state.step
-    bar = ProgressBar(images, config.total_images, shown=world.is_main)
+    heading = f"{world.size} process(es), {', '.join(f'{way} {chosen}' for way, chosen in parts.ways.items())}"
+    bar = ProgressBar(images, config.total_images, heading, shown=world.is_main)
     sinks, evaluations, spent = [], [], (0.0, 0.0)
     with world.agreed():
         if world.is_main:
             warn_of_jump(config, run.config, images)
-            run.create(config, images, parts.codec)
+            run.create(config, images, parts.codec, parts.ways)
             sinks = [JsonLines(run.metrics, images), bar]
             evaluations = [JsonLines(run.evaluations, images)]
             spent = sinks[0].spent

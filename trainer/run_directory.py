@@ -81,16 +81,18 @@ class RunDirectory(RunPaths):
         self._lock.flush()
         remove_leftovers(self.checkpoints)
 
-    def create(self, config: Config, images: int, codec: PatchCodec | None) -> None:
+    def create(self, config: Config, images: int, codec: PatchCodec | None, ways: dict[str, str | bool]) -> None:
         """Make the folders, store the resolved configuration and the codec; count this start. Call on one rank.
 
-        images: where the run goes on; a configuration that differed until there stays beside the new one.
+        images: where the run goes on; a configuration that differed until there stays beside the new one. ways: how
+        its steps are computed.
         """
         for folder in (self.checkpoints, self.samples, self.reports):
             folder.mkdir(exist_ok=True)
         content = dump_config(config).encode()
         known = self.record()
-        record = RunRecord(id=known.id or uuid.uuid4().hex, starts=known.starts + 1, started_in=os.getcwd())
+        name, started_in = known.id or uuid.uuid4().hex, os.getcwd()
+        record = RunRecord(id=name, starts=known.starts + 1, started_in=started_in, ways=ways)
         write_aside(self.run_json, record.model_dump_json().encode())
         if self.config.exists() and (before := self.config.read_bytes()) != content:
             write_aside(self.path / f"config-until-{images:012d}.yaml", before)

@@ -12,9 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.packed.plan import TRITON_HEAD_WIDTHS, PackedLayer
+from model.packed.plan import TRITON_HEAD_WIDTHS, TRITON_MOST_KEYS, PackedLayer
 
-MOST_KEYS = 128
 LARGEST_BLOCK_Q = 32  # queries of one product; the usual 2 to 65 would waste much of larger ones
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -71,7 +70,7 @@ def sequence_attention(
     n_keys gives wrong results, a larger number of queries only costs time.
 
     Raises ValueError for shapes, dtypes and strides other than these, widths not in TRITON_HEAD_WIDTHS, max_keys
-    over MOST_KEYS.
+    over TRITON_MOST_KEYS.
     """
     _check(q_QHK, k_NHK, v_NHK, sequences_S8, max_keys, kept_k_MHK, kept_v_MHK)
     return _SequenceAttention.apply(q_QHK, k_NHK, v_NHK, kept_k_MHK, kept_v_MHK, sequences_S8, max_keys, max_queries)
@@ -95,8 +94,8 @@ def _check(q_QHK, k_NHK, v_NHK, sequences_S8, max_keys, kept_k_MHK, kept_v_MHK) 
         raise ValueError("sequences is not a contiguous int32 tensor of shape (sequences, 8)")
     if q_QHK.shape[2] not in TRITON_HEAD_WIDTHS:
         raise ValueError(f"the width of a head is {q_QHK.shape[2]}, not one of {TRITON_HEAD_WIDTHS}")
-    if not 0 <= max_keys <= MOST_KEYS:
-        raise ValueError(f"max_keys is {max_keys}, not 0 to {MOST_KEYS}")
+    if not 0 <= max_keys <= TRITON_MOST_KEYS:
+        raise ValueError(f"max_keys is {max_keys}, not 0 to {TRITON_MOST_KEYS}")
 
 
 class _SequenceAttention(torch.autograd.Function):

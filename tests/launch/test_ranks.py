@@ -13,6 +13,7 @@ import pytest
 from launch.commands.cli import LOST
 from tests.launch.conftest import assert_same_run, losses
 from tests.programs import ROOT, free_ports
+from trainer.run_directory import RunDirectory
 
 pytestmark = pytest.mark.cluster
 
@@ -65,6 +66,15 @@ def test_two_ranks_in_every_way_give_the_losses_of_one(start, tiny_file, tmp_pat
     run = tmp_path / "run"
     done = start.ranks(2, TRAIN, *command(tiny_file, run, *WAYS[way]))
     assert done.returncode == 0, done.stderr
+    assert_equal_to_rounding(run, reference)
+
+
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed 0", "deepspeed 1"])
+def test_two_ranks_whose_backward_is_replayed(start, tiny_file, tmp_path, reference, engine):
+    run = tmp_path / "run"
+    done = start.ranks(2, "tests/recorded.py", *command(tiny_file, run, *ENGINES[engine]))
+    assert done.returncode == 0, done.stderr
+    assert RunDirectory(run).record().ways["cuda_graphs"] is True
     assert_equal_to_rounding(run, reference)
 
 

@@ -173,7 +173,7 @@ def test_a_run_is_the_same_whenever_it_is_started(tiny, world, monkeypatch):
     names = set()
     state = State(images=32, step=2, skipped_steps=1, identity={})
     for restarts, job in enumerate(("7", "8")):
-        run.create(config, 32, None)
+        run.create(config, 32, None, {})
         evaluations = [{"images": images, "biglearn_elbo": -9.0 + images} for images in (0, 16)]
         run.evaluations.write_text("".join(json.dumps(line) + "\n" for line in evaluations))
         monkeypatch.setenv("SLURM_JOB_ID", job)

@@ -338,7 +338,7 @@ def run_of_stage_1(tiny, world, folder):
 
     run = RunDirectory(config.run_dir)
     run.path.mkdir()
-    run.create(config, 0, None)
+    run.create(config, 0, None, {})
     writer = CheckpointWriter(run.checkpoints, config.checkpoint, parts.engine, parts.shapes)
     writer.start(State(images=0, step=0, identity=identity(config, parts.index, parts.codec)))
     writer.finish()

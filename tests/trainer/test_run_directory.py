@@ -37,7 +37,7 @@ def test_a_run_is_never_written_over(tiny):
     config = tiny()
     run = RunDirectory(config.run_dir)
     run.acquire(resume=False)
-    run.create(config, 0, None)
+    run.create(config, 0, None, {})
     with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
         RunDirectory(config.run_dir).refuse_present()
 
@@ -111,7 +111,7 @@ def test_the_configuration_until_a_change_stays(tiny):
     run = RunDirectory(first.run_dir)
     run.acquire(resume=True)
     for config, images in ((first, 0), (first, 32), (second, 64)):
-        run.create(config, images, None)
+        run.create(config, images, None, {})
         identity = run.record().id
     assert load_config(run.config) == second
     assert load_config(run.path / "config-until-000000000064.yaml") == first

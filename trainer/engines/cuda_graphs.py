@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs, one a plan: the host launches a step at once and not each of its kernels."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 from data.batch import Batch
 from model.masks import Plan
 
+log = logging.getLogger(__name__)
+
 Terms = dict[str, Tensor]
 Step = Callable[[Sequence[Batch], Plan], Terms]
+MakeRecorder = Callable[[], "CudaRecorder"]
 
 
 class CudaRecorder:
@@ -48,13 +52,15 @@ class CudaRecorder:
 class StepGraphs:
     """The first step of each plan runs as it is, the second is recorded, and from then on the plan is replayed.
 
-    step: a whole step on the device. Shapes depend on the plan alone. What else differs from one step to the next is
-    in the batches or in tensors that stay where they are; `clear` must be called when these are replaced.
+    step: a step, or the part of it that needs no other process, on the device. Shapes depend on the plan alone. What
+    else differs from one step to the next is in the batches or in tensors that stay where they are; `clear` must be
+    called when these are replaced. Where a step cannot be recorded, this is said once, and all run as they are.
     """
 
-    def __init__(self, step: Step, make_recorder: Callable[[], CudaRecorder] = CudaRecorder):
+    def __init__(self, step: Step, make_recorder: MakeRecorder):
         self._step, self._make_recorder = step, make_recorder
         self._buffers: list[Batch] = []
+        self._can_record = True
         self.clear()
 
     def clear(self) -> None:
@@ -64,12 +70,17 @@ class StepGraphs:
         self._replays: dict[Plan, Callable[[], Terms]] = {}
 
     def __call__(self, batches: Sequence[Batch], plan: Plan) -> Terms:
-        if plan not in self._seen:
+        if plan not in self._seen or not self._can_record:
             self._seen.add(plan)
             return self._recorder.run(lambda: self._step(batches, plan))
         self._fill_buffers(batches)
         if plan not in self._replays:
-            self._replays[plan] = self._recorder.record(lambda: self._step(self._buffers, plan))
+            try:
+                self._replays[plan] = self._recorder.record(lambda: self._step(self._buffers, plan))
+            except RuntimeError as error:  # nothing of the step has run
+                log.warning("no CUDA graphs: %s; the run goes on without", str(error).partition("\n")[0])
+                self._can_record = False
+                return self(batches, plan)
         terms = self._replays[plan]()
         # Copies, by one kernel: the next replay of this or another plan writes over the terms of this one.
         return dict(zip(terms, torch.stack(list(terms.values())).unbind(), strict=True))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from data.batch import Batch
 from model.masks import Plan
 from trainer.engines import deepspeed_internals
-from trainer.engines.engine import Engine, EngineConfig, is_invalid, mean_of
+from trainer.engines.cuda_graphs import MakeRecorder, StepGraphs
+from trainer.engines.engine import Engine, EngineConfig, HeldGradients, is_invalid, mean_of
 from trainer.engines.optimizers.config import OptimizerConfig
 from trainer.engines.optimizers.optimizer import Optimizer
 from trainer.engines.optimizers.pieces import Contiguous, Interleaved
@@ -28,6 +29,8 @@ deepspeed_internals.be_quiet_and_compile_nothing()
 
 
 class DeepSpeedEngine(Engine):
+    """make_recorder: of CUDA graphs, in stages 0 and 1; None: steps are not recorded."""
+
     def __init__(
         self,
         config: EngineConfig,
@@ -37,8 +40,9 @@ class DeepSpeedEngine(Engine):
         micro_batch_size: int,
         accumulation_steps: int,
         max_grad_norm: float | None,
+        make_recorder: MakeRecorder | None = None,
     ):
-        self.world, self.stage = world, config.zero_stage
+        self.world, self.stage, self.config = world, config.zero_stage, config
         self.optimizer = Optimizer(task, optimizer, config.dtype)
         # Inside engine.step(), after the norm is known and before the first of its calls of the optimizer.
         self.optimizer.register_step_pre_hook(lambda *_: self.optimizer.skip_if(self._skipped()))
@@ -47,7 +51,11 @@ class DeepSpeedEngine(Engine):
             "gradient_accumulation_steps": accumulation_steps,
             "gradient_clipping": max_grad_norm or 0.0,
             # A sub-group is a group of parameters: what steps together holds all of its matrices.
-            "zero_optimization": {"stage": config.zero_stage, "sub_group_size": 2**62},
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                "sub_group_size": 2**62,
+                "contiguous_gradients": config.zero_stage > 1,  # which it fills in hooks
+            },
             "zero_allow_untested_optimizer": True,  # ours
             "steps_per_print": 2**62,
         }
@@ -62,25 +70,50 @@ class DeepSpeedEngine(Engine):
         self.beta = torch.zeros((), device=world.device)
         self._hold_pieces()
         self._create_state(steps=0)
+        if self.stage < 2:  # no hook has a part in the backward, which therefore can be recorded
+            self.task = self._forward
+            self.gradients = HeldGradients(self.parameters.values())
+            self.engine.set_gradient_accumulation_boundary(True)  # all of a step is in the gradients already
+            self.graphs = StepGraphs(self.compute_gradients, make_recorder) if make_recorder else None
 
     def step(self, batches: Sequence[Batch], plan: Plan, rates: Rates) -> dict[str, Tensor]:
         self.beta.fill_(rates.beta)
-        terms = []
-        for micro, batch in enumerate(batches):
-            with self.phase("forward"):
-                loss, micro_terms = self.engine(batch, plan, self.beta)
-            with self.phase("backward"):
-                self.engine.backward(loss)
-            terms.append(micro_terms)
-            if micro < len(batches) - 1:
-                self.engine.step()  # counts the accumulation
-        means = mean_of(terms)
+        means = (
+            self._reduced(self.gradients, batches, plan) if self.gradients else self._reduced_by_hooks(batches, plan)
+        )
         if self.stage == 0:  # DeepSpeed does not compute the norm in this stage
             means["gradient_norm"] = nn.utils.get_total_norm([p.grad for p in self.parameters.values()])
         self.means = self.mean_over_ranks(means)
         self.optimizer.set_rates(rates.learning, rates.ema_decay)
         self.engine.step()
         return {**self.means, "gradient_norm": self._gradient_norm(), "skipped": self._skipped()}
+
+    def _forward(self, batch: Batch, plan: Plan, beta: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.engine.module(batch, plan, beta)
+
+    def _reduced(self, gradients: HeldGradients, batches: Sequence[Batch], plan: Plan) -> dict[str, Tensor]:
+        """Stages 0 and 1, where the gradients of all ranks meet when they are whole."""
+        terms = (self.graphs or self.compute_gradients)(batches, plan)
+        gradients.show()
+        if self.stage == 0:
+            gradients.average(self.world.size)
+        else:
+            self.engine.allreduce_gradients()
+        return terms
+
+    def _reduced_by_hooks(self, batches: Sequence[Batch], plan: Plan) -> dict[str, Tensor]:
+        """Stages 2 and 3, which take each gradient away as soon as it is there."""
+        terms = []
+        for micro, batch in enumerate(batches):
+            with self.phase("forward"):
+                loss, of_batch = self.engine(batch, plan, self.beta)
+            with self.phase("backward"):
+                self.engine.backward(loss)
+            terms.append(of_batch)
+            if micro < len(batches) - 1:
+                self.engine.step()  # counts the accumulation
+        return mean_of(terms)
 
     def _gradient_norm(self) -> Tensor:
         """Of the coming or the last step, over all ranks; not finite where DeepSpeed marks it as invalid, by -1."""
@@ -99,6 +132,8 @@ class DeepSpeedEngine(Engine):
     @torch.no_grad()
     def load_full_state(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
         self._create_state(steps)
+        if self.graphs:
+            self.graphs.clear()
         for kind, names in self.kinds.items():
             for name in names:
                 self._set(self.parameters[name], kind, state[kind][name].to(self.world.device))

@@ -17,9 +17,14 @@ def progress(portions: Sequence, name: str, *, shown: bool) -> Iterable:
 
 
 class ProgressBar:
-    """A sink: images done, images/s, time left, and the ELBO, on standard error."""
+    """A sink: images done, images/s, time left, and the ELBO, on standard error.
 
-    def __init__(self, images: int, total_images: int, *, shown: bool):
+    heading: a line above it.
+    """
+
+    def __init__(self, images: int, total_images: int, heading: str, *, shown: bool):
+        if shown:
+            print(heading, file=sys.stderr, flush=True)
         self._bar = tqdm(
             initial=images,
             total=total_images,

@@ -111,10 +111,7 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
     """
     timeout = timedelta(seconds=timeout_seconds)
     rank, size, local_rank = adopt_environment()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise RankError("engine.device is cuda, but torch sees no CUDA device; set engine.device=cpu or auto")
+    device = device_type(device)
     if device == "cuda":
         if local_rank >= torch.cuda.device_count():
             here = f"on {socket.gethostname()} a rank sees {torch.cuda.device_count()} CUDA devices"
@@ -149,6 +146,13 @@ def join_world(device: str, timeout_seconds: int = _TIMEOUT_SECONDS) -> World:
     world.require_same(world_size=size)
     _share_cores(world)
     return world
+
+
+def device_type(device: str) -> str:
+    """What "auto" is here, or "cpu" or "cuda" as asked for. RankError where CUDA is asked for and absent."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RankError("engine.device is cuda, but torch sees no CUDA device; set engine.device=cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _share_cores(world: World) -> None:

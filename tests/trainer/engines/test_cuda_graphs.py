@@ -1,10 +1,12 @@
 """Which steps run, are recorded and replayed. test_gpu.py has what only a CUDA device can show."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
 from data.batch import Batch
-from tests.trainer.engines.test_engine import RATES, batch, build
+from tests.trainer.engines.test_engine import ENGINES, RATES, batch, build
 from trainer.engines.cuda_graphs import StepGraphs
 from trainer.engines.schedule import Rates
 
@@ -12,11 +14,12 @@ from trainer.engines.schedule import Rates
 class Rerun:
     """Stands in for CUDA: recording runs nothing, a replay runs the function again.
 
-    As in the shared memory of CUDA graphs, each replay writes its terms over those of the last.
+    As in the shared memory of CUDA graphs, each replay writes its terms over those of the last; and what is not
+    memory, as which tensor is the gradient of which of `parameters`, stays as it was.
     """
 
-    def __init__(self, log: list[str]):
-        self.log, self.terms = log, {}
+    def __init__(self, log: list[str], parameters: Iterable = ()):
+        self.log, self.terms, self.parameters = log, {}, [*parameters]
 
     def run(self, function):
         self.log.append("run")
@@ -27,7 +30,10 @@ class Rerun:
 
         def replay():
             self.log.append("replay")
+            gradients = [p.grad for p in self.parameters]
             new = function()
+            for p, gradient in zip(self.parameters, gradients, strict=True):
+                p.grad = gradient
             for name, value in new.items():
                 self.terms.setdefault(name, torch.empty(())).copy_(value)
             return {name: self.terms[name] for name in new}
@@ -38,7 +44,8 @@ class Rerun:
 def with_graphs(engine) -> list[str]:
     """The list to which an engine then adds what it does."""
     log = []
-    engine.graphs = StepGraphs(engine.step_at_rates, lambda: Rerun(log))
+    step = engine.compute_gradients if engine.gradients else engine.step_of_one
+    engine.graphs = StepGraphs(step, lambda: Rerun(log, engine.parameters.values()))
     return log
 
 
@@ -69,9 +76,14 @@ def assert_same(engine, other):
             assert torch.equal(tensors[name], value), (kind, name)
 
 
+RECORDED = {name: ENGINES[name] for name in ("accelerate", "deepspeed 0", "deepspeed 1")}
+
+
 @pytest.mark.parametrize("parts", [1, 2])
-def test_replayed_steps_are_the_steps(tiny, world, parts):
-    (task, engine), (_, other) = build(tiny(), world), build(tiny(), world)
+@pytest.mark.parametrize("name", RECORDED)
+def test_replayed_steps_are_the_steps(tiny, world, parts, name):
+    config = tiny(*RECORDED[name], f"train.accumulation_steps={parts}")
+    (task, engine), (_, other) = build(config, world), build(config, world)
     log = with_graphs(engine)
     made = cycles(engine, task.plans[:2], range(6), parts)
     assert log == ["run"] * 2 + ["record", "replay"] * 2 + ["replay"] * 2
@@ -79,8 +91,9 @@ def test_replayed_steps_are_the_steps(tiny, world, parts):
     assert_same(engine, other)
 
 
-def test_a_step_that_is_not_finite_is_skipped_in_a_replay_too(tiny, world):
-    (task, engine), (_, other) = build(tiny(), world), build(tiny(), world)
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_step_that_is_not_finite_is_skipped_in_a_replay_too(tiny, world, name):
+    (task, engine), (_, other) = build(tiny(*RECORDED[name]), world), build(tiny(*RECORDED[name]), world)
     with_graphs(engine)
     plan, bad = task.plans[0], batch(9)
     bad.x_BLD[0] = float("nan")
@@ -92,8 +105,9 @@ def test_a_step_that_is_not_finite_is_skipped_in_a_replay_too(tiny, world):
     assert_same(engine, other)
 
 
-def test_state_that_is_loaded_makes_recordings_void(tiny, world):
-    (task, engine), (_, other) = build(tiny(), world), build(tiny(), world)
+@pytest.mark.parametrize("name", RECORDED)
+def test_state_that_is_loaded_makes_recordings_void(tiny, world, name):
+    (task, engine), (_, other) = build(tiny(*RECORDED[name]), world), build(tiny(*RECORDED[name]), world)
     log = with_graphs(engine)
     cycles(engine, task.plans[:2], range(4))
     state = copy_of_state(engine)
@@ -103,3 +117,17 @@ def test_state_that_is_loaded_makes_recordings_void(tiny, world):
     assert cycles(engine, task.plans[:2], range(4, 9)) == cycles(other, task.plans[:2], range(4, 9))
     assert log == ["run"] * 2 + ["record", "replay"] * 2 + ["replay"]
     assert_same(engine, other)
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(tiny, world, caplog):
+    class Refuses(Rerun):
+        def record(self, function):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    (task, engine), (_, other) = build(tiny(), world), build(tiny(), world)
+    engine.graphs = StepGraphs(engine.step_of_one, lambda: Refuses([]))
+    assert cycles(engine, task.plans[:2], range(6)) == cycles(other, task.plans[:2], range(6))
+    assert_same(engine, other)
+    assert caplog.messages == [
+        "no CUDA graphs: operation not permitted when stream is capturing; the run goes on without"
+    ]

@@ -11,10 +11,11 @@ from accelerate.state import AcceleratorState
 
 from biglearn_vae.images import open_index, open_stream
 from tests.trainer.engines.test_cuda_graphs import copy_of_state, cycles, micro_batches
-from tests.trainer.engines.test_engine import RATES, batch, build
+from tests.trainer.engines.test_engine import ENGINES, RATES, batch, build
 from trainer.build import build_task
 from trainer.metrics.recorder import Metrics
 from trainer.metrics.registry import MetricsConfig
+from trainer.run_directory import RunDirectory
 
 pytestmark = pytest.mark.gpu
 
@@ -31,7 +32,7 @@ def cuda_world(world):
 def pair(tiny, cuda_world):
     """The plans, an engine with CUDA graphs and one without."""
     task, engine = build(tiny("engine.cuda_graphs=true"), cuda_world)
-    _, other = build(tiny(), cuda_world)
+    _, other = build(tiny("engine.cuda_graphs=false"), cuda_world)
     assert engine.graphs
     assert not other.graphs
     return task.plans, engine, other
@@ -161,17 +162,26 @@ def test_a_run_goes_on_in_the_middle_of_its_graphs(pair):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-2)])
+@pytest.mark.parametrize("engine", ["accelerate", "deepspeed 0", "deepspeed 1"])
 def test_the_command_trains_with_graphs_while_threads_read_ahead(
-    root, tiny, tmp_path, digits_shards, precision, tolerance
+    root, tiny, tmp_path, digits_shards, engine, precision, tolerance
 ):
     losses = []
     for cuda_graphs in (False, True):
         run = tmp_path / f"run-{cuda_graphs}"
         command = [sys.executable, "launch/train.py", "--config", str(tiny.path), f"run_dir={run}"]
         overrides = [f"engine.cuda_graphs={cuda_graphs}", f"engine.precision={precision}", "engine.device=cuda"]
-        overrides += ["data.workers=2", "data.memory_bytes=0", "train.total_images=320", f"data.shards={digits_shards}"]
+        overrides += [
+            *ENGINES[engine],
+            "data.workers=2",
+            "data.memory_bytes=0",
+            "train.total_images=320",
+            f"data.shards={digits_shards}",
+        ]
         done = subprocess.run([*command, *overrides], cwd=root, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+        assert RunDirectory(run).record().ways["cuda_graphs"] is cuda_graphs
+        assert "no CUDA graphs" not in done.stderr
         losses.append([json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()])
     assert len(losses[0]) == 20
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)

@@ -32,7 +32,7 @@ class Pieces(ABC):
 
 
 class Whole(Pieces):
-    """One parameter that every rank holds whole: plain torch, DDP, ZeRO 0."""
+    """One parameter that every rank holds whole: plain torch, ZeRO 0."""
 
     def gather(self, held: Tensor) -> list[Tensor]:
         return [held.reshape(self.shapes[0])]
