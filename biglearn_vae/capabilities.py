@@ -319,7 +319,15 @@ class BigLearnVAE:
         distribution = self.encode(given)
         if draws == 0:
             return [distribution.mu_BZ]
-        return [self.draw(distribution, f"draw {k}", seed, first_index) for k in range(draws)]
+        knows_B1 = given.observed_BL.any(1, keepdim=True)
+        codes = []
+        for k in range(draws):
+            noise_BZ = self._noise(f"draw {k}", seed, len(given), first_index)
+            z_BZ = distribution.draw(noise_BZ)
+            if self.method.fixed_prior:  # which is perhaps no Gaussian
+                z_BZ = torch.where(knows_B1, z_BZ, self.prior(len(given)).draw(noise_BZ))
+            codes.append(z_BZ)
+        return codes
 
     def _indices(self, count: int, first_index: int) -> Tensor:
         return torch.arange(first_index, first_index + count)

@@ -10,6 +10,7 @@ from biglearn_vae.trained import run_of
 from data.errors import UserError
 from data.read.config import DataConfig
 from data.read.index import Index, prepare_command
+from data.read.storage import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def find_data(
         return data.model_copy(update={"shards": shards})
     places, found = _places(Path(model)), {}
     for key in ("shards", "latents", "patch_autoencoder"):
-        if folder := getattr(data, key):
+        if (folder := getattr(data, key)) and scheme_of(folder) is None:
             found[key] = next((str(place / folder) for place in places if os.path.exists(place / folder)), folder)
             if key in needed and not os.path.exists(found[key]):
                 nor = "" if Path(folder).is_absolute() else f" here, nor in {', '.join(map(str, places[1:]))}"

@@ -86,7 +86,7 @@ def _verify(folder: str) -> int:
     """One line for each fault and exit code 1, or a summary and 0."""
     faults = verify(folder, progress=True)
     if not faults:
-        faults = _codec_faults(Path(folder))
+        faults = _codec_faults(folder)
     for fault in faults:
         print(fault)
     if faults:
@@ -98,21 +98,22 @@ def _verify(folder: str) -> int:
     return 0
 
 
-def _codec_faults(folder: Path) -> list[str]:
+def _codec_faults(folder: str) -> list[str]:
     """Of what stands beside shards of codes."""
     index = read_index(folder)
     if not index.codes:
         return []
     from model.patch_autoencoder.codec import CODEC, read_codec  # slow to import: only where it is needed
 
+    path = Path(folder) / CODEC
     try:
-        codec = read_codec(folder / CODEC)
+        codec = read_codec(path)
     except OSError as error:
-        return [f"{folder / CODEC}: {error.strerror}"]
+        return [f"{path}: {error.strerror}"]
     except UserError as error:
         return [str(error)]
     if (codec.patch_autoencoder, codec.images) != (index.codes.patch_autoencoder_sha256, index.checksum):
-        return [f"{folder / CODEC}: is of another PatchAE, or of other images, than the shards"]
+        return [f"{path}: is of another PatchAE, or of other images, than the shards"]
     return []
 
 

@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 try:
     from launch.commands.cli import LOST, NON_FINITE, REQUEUE, Parser, run, say, show_warnings
@@ -60,6 +59,7 @@ def dry_run(config) -> int:
     from biglearn_vae.images import open_index
     from data.read.holdout import trained_images
     from data.read.index import INDEX_NAME
+    from data.read.storage import is_there, storage_of
     from data.sources import split_sizes
     from trainer.build import meta_task
     from trainer.choices import choose, ways_of
@@ -73,7 +73,8 @@ def dry_run(config) -> int:
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
     device = torch.device(device_type(config.engine.device))
-    prepared = (Path(config.data.shards) / INDEX_NAME).exists()  # codes are of as many images
+    shards = config.data.shards
+    prepared = is_there(shards) and INDEX_NAME in storage_of(shards).names()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
     counts = {
         "method": config.method,
@@ -96,6 +97,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
     from data.files import write_aside
     from data.prepare import prepare
+    from data.read.storage import is_there
     from data.sources import SOURCES
     from trainer.loop import train as train_loop
     from trainer.ranks.world import joined_world
@@ -109,7 +111,7 @@ def train(config, resume: bool, stop: StopRequest) -> int:
             if world.is_main:
                 if not resume:
                     run.refuse_present()  # at once; the loop asks again when the run is locked
-                if source and source.embedded and not Path(config.data.shards).exists():
+                if source and source.embedded and not is_there(config.data.shards):
                     print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
                     prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
         summary = train_loop(config, world, run, resume, stop)

@@ -108,8 +108,8 @@ class Config(Section):
 
     def micro_batch_size(self, world_size: int) -> int:
         """Images of one forward on one rank; refuses a batch that does not split equally."""
-        has_groups = self.method in METHODS and METHODS[self.method].is_conditional
-        groups = self.objective.groups if has_groups else 1  # of masks; as of the task
+        method = METHODS.get(self.method)
+        groups = len(method.plans(self.objective, self.data.patches, self.seed)[0].groups) if method else 1
         batch, shares = self.train.batch_size, world_size * self.train.accumulation_steps
         if batch % (shares * groups):
             unit = shares * groups

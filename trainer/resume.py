@@ -23,6 +23,7 @@ from data.read.index import Index
 from model.patch_autoencoder.codec import PatchCodec
 from trainer.build import Parts, rates_at
 from trainer.config import Config, load_config
+from trainer.engines.optimizers.optimizer import RULES
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,12 @@ def identity(config: Config, index: Index, codec: PatchCodec | None) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
     of_codec = {"codec": codec.checksum} if codec else {}
     return {**config.of_model(), **of_codec, "data_checksum": index.checksum}
+
+
+def whole_identity(state: State) -> dict:
+    """That of a checkpoint; a key that there was not yet counts as its value of before, or as its default."""
+    of_default = Config.model_validate({"data": {"source": "digits"}, "train": {"total_images": 1}}).of_model()
+    return {**of_default, **OF_BEFORE, **state.identity}
 
 
 def restore(parts: Parts, directory: Path, shared: dict, before_step: int | None = None) -> State | None:
@@ -83,16 +90,17 @@ def warn_of_jump(config: Config, before: Path, images: int) -> None:
 
 
 def _rates(config: Config, images: int) -> tuple[float, float, float]:
-    """AdamW's rate, Muon's, and beta, of the step after `images` images."""
+    """AdamW's rate, that of the matrices, and beta, of the step after `images` images."""
     rates, optimizer = rates_at(config, images), config.optimizer
-    return rates.learning * optimizer.learning_rate, rates.learning * optimizer.muon.learning_rate, rates.beta
+    of_matrices = RULES[optimizer.name](optimizer, torch.float32).learning_rate
+    return rates.learning * optimizer.learning_rate, rates.learning * of_matrices, rates.beta
 
 
 def _refuse_another(
     path: Path, checkpoint: Checkpoint, shared: dict, wanted: dict[str, dict[str, tuple[int, ...]]]
 ) -> None:
     """wanted: the shape of each tensor by kind and parameter."""
-    saved = OF_BEFORE | checkpoint.state.identity
+    saved = whole_identity(checkpoint.state)
     differ = [
         f"{name} {saved.get(name)} there, {shared.get(name)} here"
         for name in sorted(saved.keys() | shared.keys())

@@ -83,3 +83,14 @@ def scheme_of(root: Path | str) -> str | None:
 def storage_of(root: Path | str) -> Storage:
     """The folder of this address."""
     return STORAGES.get(scheme_of(root), LocalFolder)(root)
+
+
+def is_there(root: Path | str) -> bool:
+    """Whether anything lies at this address."""
+    try:
+        storage_of(root).names()
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file where a folder is meant, or one that may not be looked into
+        return True
+    return True

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from biglearn_vae.before import OF_BEFORE
 from biglearn_vae.checkpoint import newest_whole
 from biglearn_vae.images import open_codec, open_index
 from data.errors import UserError
 from data.read.index import INDEX_NAME
 from data.sources import SOURCES
 from trainer.config import Config, load_config
-from trainer.resume import identity
+from trainer.resume import identity, whole_identity
 from trainer.run_directory import RunDirectory
 
 LAUNCH = Path(__file__).resolve().parents[1]
@@ -137,6 +136,6 @@ def why_trained(config: Config) -> str | None:
         wanted = identity(config, open_index(config.data, codec), codec)
     except UserError:
         return None  # launch/train.py says what is wrong,
-    if OF_BEFORE | checkpoint.state.identity != wanted:
+    if whole_identity(checkpoint.state) != wanted:
         return None  # and what differs
     return f"it has learned from {checkpoint.state.images:,} images, and {config.total_images:,} are asked for"

@@ -1,4 +1,4 @@
-"""Another prior, for the tests: a mixture of Gaussians of variance 1 around fixed means, all of the same weight."""
+"""For the tests, another prior, a mixture of Gaussians of variance 1 with equal weights, and a method with it."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.gaussian import Gaussian
+from model.masks import Plan
 from model.method import METHODS
 
 
@@ -33,4 +34,9 @@ class Mixture:
         return posterior.log_prob(z_BZ) - self.log_prob(z_BZ)
 
 
-MIXTURE_VAE = replace(METHODS["vae"], name="mixture_vae", fixed_prior=Mixture.of_two)
+def of_sizes(objective, patches: int, seed: int) -> tuple[Plan, ...]:
+    """Parts of images, a size for each group, all predicted from nothing."""
+    return (Plan(tuple((0, patches - group) for group in range(objective.groups))),)
+
+
+MIXTURE_VAE = replace(METHODS["vae"], name="mixture_vae", plans=of_sizes, fixed_prior=Mixture.of_two)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae.export import Description
 from data.batch import Batch
+from data.errors import UserError
 from model.biglearn import BigLearnModel, ModelConfig
 from model.gaussian import Gaussian
 from model.masks import plan_masks
@@ -12,7 +15,9 @@ from model.objective import ObjectiveConfig, elbo_terms
 from tests.model.halves import HALVES
 from tests.model.mixture import MIXTURE_VAE, Mixture
 from tests.model.test_biglearn import D, L, Z, images
+from trainer.build import build_task, meta_task
 from trainer.tasks.biglearn import BigLearnTask
+from trainer.tasks.cost import measure_cost
 
 BETA = 0.05
 
@@ -43,6 +48,25 @@ def test_what_trains_is_what_encode_and_decode_say(task):
     expected = elbo_terms(task.model, batch.x_BLD, *masks, task._noise(batch.index_B, task.seed))
     torch.testing.assert_close(terms["kl"], expected.kl_B)
     torch.testing.assert_close(terms["elbo"], expected.elbo_B(BETA))
+
+
+def test_a_fixed_prior_has_as_many_groups_as_its_plans(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "vae", MIXTURE_VAE)
+    with pytest.raises(UserError, match="4 mask groups"):
+        tiny("method=vae", "train.batch_size=18").micro_batch_size(world_size=1)
+    config = tiny("method=vae", "objective.groups=8")
+    cost = measure_cost(meta_task(config), config.data.patches, config.data.token_dim)
+    assert cost.tokens_per_image > config.data.patches
+
+
+def test_where_nothing_is_known_codes_are_of_the_fixed_prior(tiny, monkeypatch):
+    monkeypatch.setitem(METHODS, "vae", MIXTURE_VAE)
+    config = tiny("method=vae")
+    vae = BigLearnVAE(build_task(config).model, Description.of(config, 0))
+    nothing = torch.full((2, 32, 32, 3), torch.nan)
+    (z_BZ,) = vae._codes(vae.observe(nothing), 1, 3, 0)
+    torch.testing.assert_close(z_BZ, vae.prior(2).draw(vae._noise("draw 0", 3, 2, 0)))
+    assert (z_BZ[0] - z_BZ[1]).mean() > 2  # of two components
 
 
 def test_a_mixture_of_one_is_a_gaussian():

@@ -14,7 +14,7 @@ from trainer.build import build_parts
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.engines.engine import EngineConfig
 from trainer.engines.schedule import Rates
-from trainer.resume import identity, restore
+from trainer.resume import identity, restore, whole_identity
 
 RATES = Rates(learning=1.0, ema_decay=0.5, beta=0.01)
 
@@ -92,6 +92,11 @@ def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, overrid
     with pytest.raises(UserError, match="is of another run") as refusal:
         restore(build_parts(other, world), folder, identity(other, parts.index, parts.codec))
     assert named in str(refusal.value)
+
+
+def test_a_key_that_a_checkpoint_lacks_counts_as_its_value_of_before_or_its_default():
+    lacking = whole_identity(State(identity={"seed": 7}))
+    assert (lacking["seed"], lacking["optimizer.name"], lacking["model.embed_dim"]) == (7, "adamw", 128)
 
 
 def test_how_a_step_is_computed_may_change(saved):

@@ -49,8 +49,9 @@ def learning_share(schedule: ScheduleConfig, images: int, batch_size: int, total
         return min(1.0, (images + batch_size) / schedule.warmup_images)
     start = total_images - schedule.decay_images if schedule.name == "wsd" else schedule.warmup_images
     progress = min(1.0, max(0, images - start) / max(1, total_images - start))
-    fallen = {"constant": 0.0, "cosine": 0.5 * (1 - math.cos(math.pi * progress))}.get(schedule.name, progress)
-    return 1.0 - (1.0 - schedule.final_share) * fallen
+    cosine = 0.5 * (1 - math.cos(math.pi * progress))
+    fallen = {"constant": 0.0, "cosine": cosine, "linear": progress, "wsd": progress}
+    return 1.0 - (1.0 - schedule.final_share) * fallen[schedule.name]
 
 
 def ema_decay(optimizer: OptimizerConfig, images: int, batch_size: int) -> float:

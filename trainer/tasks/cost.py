@@ -45,8 +45,9 @@ def measure_cost(task: Task, patches: int, token_dim: int) -> Cost:
     else:
         nothing, twice = measure(Plan(((0, 1),))), measure(Plan(((0, 1), (0, 1))))
         shared = 2 * nothing - twice
-        observing = _polynomial({group: measure(Plan((group,))) for group in _POINTS})
         empty = _polynomial({(0, n_T): measure(Plan(((0, n_T),))) - shared for n_T in (1, 2, 3)})
+        observes = any(n_S for plan in task.plans for n_S, _ in plan.groups)  # with a fixed prior none does
+        observing = _polynomial({group: measure(Plan((group,))) for group in _POINTS}) if observes else empty
         total = sum(
             (observing if n_S else empty)(n_S, n_T) for plan in task.plans for n_S, n_T in plan.groups
         ) + shared * sum(any(not n_S for n_S, _ in plan.groups) for plan in task.plans)

@@ -1,17 +1,22 @@
 """The seam between prepared shards and where they lie: another kind of place is one class."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from biglearn_vae.find_images import find_data
 from data.errors import UserError
 from data.prepare.verify import verify
 from data.read.config import DataConfig
 from data.read.index import load_index, read_index
-from data.read.storage import STORAGES, LocalFolder
+from data.read.storage import STORAGES, LocalFolder, is_there
 from data.read.stream import Stream
+from launch.prepare import main as prepare_main
+from launch.train import dry_run
+from trainer.config import load_config
 
 
 class MemoryFile(io.BytesIO):
@@ -31,6 +36,8 @@ class Memory:
     folders: dict[str, dict[str, bytes]] = {}
 
     def __init__(self, root: str):
+        if root not in self.folders:
+            raise FileNotFoundError(2, "no such folder", root)
         self.files = self.folders[root]
 
     def open(self, name: str) -> MemoryFile:
@@ -84,3 +91,15 @@ def test_a_file_of_a_folder_is_written_whole(tmp_path):
         content = bytearray(4)
         assert (file.size, file.read_into(memoryview(content), 8), bytes(content)) == (10, 2, b"89\0\0")
     assert folder.names() == ["part"]
+
+
+def test_programs_find_shards_wherever_they_lie(remote, tmp_path, capsys):
+    config = load_config("configs/digits.yaml", [f"data.shards={remote}", "data.image_size=32", "data.patch_size=8"])
+    assert find_data(config.data, tmp_path).shards == remote
+    assert is_there(remote)
+    assert not is_there("memory://absent")
+    assert not is_there(tmp_path / "absent")
+    assert prepare_main(["verify", remote]) == 0
+    assert "is whole" in capsys.readouterr().out
+    assert dry_run(config) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["images_per_epoch"] == 1437
