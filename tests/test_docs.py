@@ -61,3 +61,21 @@ PAGES_OF_PEOPLE = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" f
 def test_every_file_of_ours_that_a_page_names_is_there(page):
     named = set(NAMED.findall((ROOT / page).read_text()))
     assert [path for path in sorted(named) if not [*ROOT.glob(path)]] == []
+
+
+PLACES = [*PAGES_OF_PEOPLE, "launch/slurm/submit.py", *(f"configs/clusters/{n}.yaml" for n in ("modules", "container"))]
+
+
+def test_the_batch_of_every_submission_that_is_shown_splits_over_its_ranks():
+    from trainer.config import load_config
+
+    lines = {line.strip("# ") for place in PLACES for line in (ROOT / place).read_text().splitlines()}
+    shown = [
+        line.split() for line in lines if "submit.py" in line and "--gpus-per-node " in line and "--config" in line
+    ]
+    assert len(shown) >= 4
+    for words in shown:
+        value = dict(zip(words, words[1:], strict=False))
+        ranks = int(value.get("--nodes", 1)) * int(value["--gpus-per-node"])
+        keys = [word for word in words if "=" in word and not word.startswith("slurm.")]
+        assert load_config(ROOT / value["--config"], keys).micro_batch_size(ranks), words

@@ -111,3 +111,25 @@ def test_the_help_of_each_has_an_example(start, name):
     done = start("python", f"benchmarks/{name}.py", "--help")
     assert done.returncode == 0, done.stderr
     assert f"benchmarks/{name}.py" in done.stdout.partition("examples:")[2]
+
+
+def test_the_measurements_of_a_gpu_run_with_tiny_models_and_go_on_where_they_ended(start, tmp_path):
+    command = ("python", "benchmarks/gpu.py", "--smoke", "--out", tmp_path, "--minutes")
+    done = start(*command, "30")
+    assert done.returncode == 0, done.stderr
+    parts = json.loads((tmp_path / "rows.json").read_text())
+    assert [part for part in parts.values() if "error" in part] == []
+    assert len(parts) == 8
+    assert parts["step"]["rows"][0]["host_seconds"] > 0
+    page = (tmp_path / "report.md").read_text()
+    assert "| celeba_base | biglearn_u | images_per_second | at least 5,000 |" in page
+    assert "not measured" not in page
+    del parts["case 2"]
+    parts["case 4"] = {**parts["case 4"], "error": "out of memory"}
+    (tmp_path / "rows.json").write_text(json.dumps(parts))
+    done = start(*command, "0")
+    assert "no time was left for case 2: start the same command again" in done.stdout
+    (tmp_path / "rows.json").write_text(json.dumps({"tests": {**parts["step"], "hardware": "another"}}))
+    done = start(*command, "0")
+    assert done.returncode == 2
+    assert "was measured on another, this is" in done.stderr
