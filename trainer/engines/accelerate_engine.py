@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -39,6 +40,8 @@ class AccelerateEngine(Engine):
         seen = (self.accelerator.process_index, self.accelerator.num_processes)
         assert seen == (world.rank, world.size), f"Accelerate sees rank and world {seen}, the launcher made {world}"
         self.parameters = dict(task.named_parameters())
+        for p in self.parameters.values() if world.size > 1 else ():
+            dist.broadcast(p.detach(), src=0)  # whatever made them on other machines
         # Capturable with and without graphs, so that both compute the same.
         capturable = world.device.type == "cuda"
         self.optimizer = Optimizer(task, optimizer, config.dtype, capturable=capturable)
