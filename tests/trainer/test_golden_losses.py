@@ -28,7 +28,8 @@ OVERRIDES = (
     "schedule.warmup_images=64",
     "optimizer.learning_rate=1e-3",
 )
-MUON = ("optimizer.name=muon", "model.residual_init=zero", "objective.connected_share=0.5")
+MUON = ("optimizer.name=muon", "optimizer.muon.weight_decay=0", "model.residual_init=zero")
+MUON += ("objective.connected_share=0.5",)
 
 
 def first_losses(case: str, world) -> list[float]:
