@@ -181,7 +181,7 @@ def measure(name: str, ways: list[Way], shards: str, world: World, is_smoke: boo
         if world.device.type == "cpu":
             overrides = [o for o in overrides if not o.startswith(("engine.attention", "engine.compile"))]
         cells.append(throughput.build(way.case, way.method, way.mask_tokens, way.engine, overrides, shards, world))
-    peak = throughput.measure(cells, repeats=2 if is_smoke else 16, world=world)
+    peak = throughput.measure(cells, repeats=1 if is_smoke else 16, world=world)
     rows = [
         {"label": way.label, "overrides": way.overrides} | throughput.row(cell, cells, peak, world)
         for way, cell in zip(ways, cells, strict=True)
@@ -226,8 +226,7 @@ def text_of(name: str, part: dict) -> str:
         "|---" * 11 + "|",
     ]
     for r in rows:
-        ratios = ["" if r[key] is None else f"{r[key]:.2f}" for key in ("time_against_vae", "time_against_literal")]
-        wait = "" if r["data_wait_share"] is None else f"{r['data_wait_share']:.1%}"
+        ratios, wait = throughput.relations(r)
         ways = [str(r["ways"][way]) for way in ("attention", "cuda_graphs", "compile")]
         figures = [f"{r['images_per_second']:,.0f}", *ratios, f"{r['mfu']:.0%}", f"{r['peak_memory_bytes'] / 1e9:.1f}"]
         lines.append("| " + " | ".join([r["label"], r["engine"], *figures, wait, *ways]) + " |")

@@ -312,6 +312,13 @@ def paired(cell: Cell, other: Cell | None) -> float | None:
     return median(mine / its for mine, its in zip(cell.seconds, other.seconds, strict=True))
 
 
+def relations(row: dict) -> tuple[list[str], str]:
+    """For a table: the time against the vae's and the literal form's, and the share of waiting; empty where unknown."""
+    ratios = [row["time_against_vae"], row["time_against_literal"]]
+    wait = row["data_wait_share"]
+    return ["" if r is None else f"{r:.2f}" for r in ratios], "" if wait is None else f"{wait:.2%}"
+
+
 def table(rows: list[dict]) -> str:
     first = rows[0]
     lines = [
@@ -322,8 +329,7 @@ def table(rows: list[dict]) -> str:
         "|---" * 13 + "|",
     ]
     for r in rows:
-        ratios = ["" if r[name] is None else f"{r[name]:.2f}" for name in ("time_against_vae", "time_against_literal")]
-        wait = "" if r["data_wait_share"] is None else f"{r['data_wait_share']:.2%}"
+        ratios, wait = relations(r)
         figures = [
             f"{r['images_per_second']:,.0f}",
             f"{1000 * r['seconds_per_image']:.3g}",

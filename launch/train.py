@@ -12,7 +12,7 @@ except ModuleNotFoundError as error:
     print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
     sys.exit(2)
 
-from data.errors import LostRankError, NonFiniteError
+from data.errors import LostRankError, NonFiniteError, UserError
 from trainer.ranks.stop import StopRequest
 
 EXAMPLES = """\
@@ -72,7 +72,11 @@ def dry_run(config) -> int:
     task = meta_task(config)
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
-    device = torch.device(device_type(config.engine.device))
+    try:
+        device = torch.device(device_type(config.engine.device))
+        ways = ways_of(choose(config, device, parameters), device)
+    except UserError as error:  # a login node need not have what the run will have
+        ways = {"not_here": str(error)}
     shards = config.data.shards
     prepared = is_there(shards) and INDEX_NAME in storage_of(shards).names()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
@@ -85,7 +89,7 @@ def dry_run(config) -> int:
         "images_per_epoch": trained_images(sizes["train"], config.data.holdout),
         "steps": config.steps,
         "world_size": world_size,
-        "ways": ways_of(choose(config, device, parameters), device),
+        "ways": ways,
     }
     if rank == 0:
         print(dump_config(config))

@@ -61,6 +61,16 @@ def test_dry_run_counts_what_is_trained_on(start):
     assert "data.holdout=60000 leaves none of the 60,000 training images" in done.stderr
 
 
+def test_dry_run_says_how_steps_would_be_computed_and_counts_for_another_machine(start):
+    command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run", "engine.device=cpu"]
+    plain = {"device": "cpu", "attention": "sdpa", "cuda_graphs": False, "compile": False}
+    assert json.loads(start(*command).stdout.splitlines()[-1])["ways"] == plain
+    done = start(*command, "engine.attention=triton")  # on a login node, for instance
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert (counts["parameters"], [*counts["ways"]]) == (1_269_104, ["not_here"])
+
+
 def test_dry_run_finds_a_damaged_index(start, tmp_path):
     (tmp_path / "index.json").write_text("{")
     command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run"]
