@@ -1,6 +1,7 @@
 """What the stream hands to a model: the same for patches of pixels and for PatchAE codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 from torch import Tensor
 
@@ -20,3 +21,10 @@ class Batch:
     index_B: Tensor
     label_B: Tensor | None = None
     observed_BL: Tensor | None = None
+
+    def split(self, samples: int) -> list[Self]:
+        """Batches of so many samples, the last one of what is left; they are views."""
+        count = -(-len(self.index_B) // samples)
+        tensors = [getattr(self, field.name) for field in fields(self)]
+        parts = [[None] * count if x is None else x.split(samples) for x in tensors]
+        return [type(self)(*of_part) for of_part in zip(*parts, strict=True)]

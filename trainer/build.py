@@ -151,6 +151,9 @@ def micro_batches(stream: Stream, config: Config, images: int, groups: int, worl
         for first in itertools.count(images, size)
         for micro in range(accumulation)
     )
-    batches = prefetch(stream.read, positions, config.data.workers)
+    samples = config.micro_batch_size(world.size)
+    at_once = stream.reads_at_once(samples)
+    reads = (torch.cat([next(positions) for _ in range(at_once)]) for _ in itertools.count())
+    batches = (batch for read in prefetch(stream.read, reads, config.data.workers) for batch in read.split(samples))
     while True:
         yield list(itertools.islice(batches, accumulation))

@@ -19,6 +19,7 @@ from data.read.index import Index
 from data.read.split_images import SplitImages
 
 _CHUNK = 1024  # images that are read at once into memory
+_READ_BYTES = 2**24  # of the tokens of one read from memory, where the work of a read, not its bytes, costs time
 
 
 class Stream:
@@ -75,6 +76,8 @@ class Stream:
         self._source = SplitImages(index, root, split, self._part_N.numpy())
         self._label_N = torch.from_numpy(self._source.label_N)
         self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
+        # Beside the steps, so that what is read ahead waits for none of them.
+        self._beside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.images * index.content_bytes <= memory_bytes:
             self._load(index)
 
@@ -92,7 +95,29 @@ class Stream:
         return self._part_N[self._place(position_B)]
 
     def read(self, position_B: Tensor) -> Batch:
-        """The images at these positions ((B,) int64, best on the CPU), on the stream's device."""
+        """The images at these positions ((B,) int64, best on the CPU), on the stream's device.
+
+        On CUDA the calling thread waits until they are there; no other thread does, and no step that the device is at.
+        """
+        if not self._beside:
+            return self._read_tokens(position_B)
+        with torch.cuda.stream(self._beside):
+            batch = self._read_tokens(position_B)
+        for x in (batch.x_BLD, batch.index_B, batch.label_B):
+            x.record_stream(torch.cuda.default_stream(self.device))  # the steps': their memory is not reused before
+        done = torch.cuda.Event(blocking=True)
+        done.record(self._beside)
+        done.synchronize()
+        return batch
+
+    def reads_at_once(self, samples: int) -> int:
+        """How many batches of so many images `read` best gives at once, to be split: several, from memory."""
+        if self._content_NLD is None:
+            return 1
+        values = self._content_NLD[0].numel() * (3 if self._channels == 1 and not self._holds_codes else 1)
+        return max(1, _READ_BYTES // (4 * values * samples))
+
+    def _read_tokens(self, position_B: Tensor) -> Batch:
         place_B = self._place(position_B)
         if self._content_NLD is None:
             content_BLD, label_B = self._read(self._part_N[place_B])

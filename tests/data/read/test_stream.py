@@ -143,6 +143,19 @@ def test_the_global_sequence_is_the_same_for_any_ranks_and_workers(digits, ranks
         assert torch.equal(torch.cat([getattr(part, name) for part in in_order]), getattr(expected, name))
 
 
+def test_what_is_read_at_once_splits_into_the_same_batches(digits):
+    """From memory several batches are one read, as many as 16 MiB hold; a split may end in a smaller one."""
+    memory, shards = make(digits), make(digits, memory_bytes=0)
+    at_once = memory.reads_at_once(100)
+    assert (at_once, shards.reads_at_once(100), memory.reads_at_once(10**6)) == (2**24 // (100 * 32 * 32 * 3 * 4), 1, 1)
+    position_B = torch.arange(1300, 1300 + 3 * 100 + 7)
+    parts = memory.read(position_B).split(100)
+    assert [len(part.index_B) for part in parts] == [100, 100, 100, 7]
+    for part, of_part_B in zip(parts, position_B.split(100), strict=True):
+        assert_same(part, memory.read(of_part_B))
+        assert part.observed_BL is None
+
+
 def test_a_run_resumes_in_the_middle(digits):
     def run(start, stop):
         stream = make(digits)

@@ -50,7 +50,7 @@ class Muon(Rule):
             torch._foreach_mul_(params, 1 - rate * decay)
         for p, piece, of_param in zip(params, pieces, wholes, strict=True):
             update = piece.scatter([next(orthogonal) for _ in of_param], p)
-            p.sub_(rate * update.to(p.dtype))
+            p.addcmul_(update.to(p.dtype), rate, value=-1)
 
 
 def orthogonalise(wholes: Sequence[Tensor]) -> list[Tensor]:
@@ -65,7 +65,9 @@ def orthogonalise(wholes: Sequence[Tensor]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for (rows, columns), numbers in by_shape.items():
         batch_NRC = torch.cat([wholes[number] for number in numbers])
-        made_NRC = _shared(batch_NRC) * max(1.0, rows / columns) ** 0.5
+        made_NRC = _shared(batch_NRC)
+        if rows > columns:
+            made_NRC = made_NRC * (rows / columns) ** 0.5
         found |= zip(numbers, made_NRC.split([len(wholes[number]) for number in numbers]), strict=True)
     return [found[number] for number in range(len(wholes))]
 

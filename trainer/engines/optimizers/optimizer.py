@@ -108,7 +108,6 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             states, pieces = [self.state[p] for p in params], [self._pieces.get(p) for p in params]
             group["rule"].step(params, states, pieces, group["lr"], group["decay"], self._skip)
-            averages = [state["ema"] for state in states]
-            ahead = torch._foreach_sub(params, averages)
-            torch._foreach_mul_(ahead, (1.0 - self._skip) * group["ema_share"])
-            torch._foreach_add_(averages, ahead)
+            share = (1.0 - self._skip) * group["ema_share"]
+            for p, state in zip(params, states, strict=True):  # foreach takes no share that is a tensor
+                state["ema"].lerp_(p, share)
