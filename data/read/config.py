@@ -29,7 +29,7 @@ class DataConfig(Section):
     # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
     holdout: int = Field(0, ge=0)
     # Threads that read batches ahead; 0 reads in the training loop.
-    workers: int = Field(0, ge=0)
+    workers: int = Field(2, ge=0)
     # Width of a PatchAE code when the tokens are codes; null when they are the pixels of patches.
     code_dim: int | None = Field(None, gt=0)
     # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
