@@ -203,7 +203,8 @@ def task_of(config: Config, mask_tokens: str) -> nn.Module:
 
 @cache  # engines do not differ in it
 def cost_of(case: str, method: str, mask_tokens: str, overrides: tuple[str, ...]) -> Cost:
-    config = config_of(case, method, mask_tokens, (*overrides, "engine.attention=sdpa"))  # which can be counted
+    countable = ("engine.name=accelerate", "engine.attention=sdpa")  # the engine that takes all other settings
+    config = config_of(case, method, mask_tokens, (*overrides, *countable))
     with torch.device("meta"):
         return measure_cost(task_of(config, mask_tokens), config.data.patches, config.data.token_dim)
 

@@ -6,8 +6,9 @@ import re
 import pytest
 from pydantic import BaseModel
 
+from tests import shown
 from tests.programs import ROOT
-from trainer.config import Config
+from trainer.config import Config, load_config
 
 
 def _make():
@@ -45,37 +46,25 @@ def test_every_key_has_its_meaning(section):
 
 
 def test_every_key_is_in_the_reference():
-    from trainer.config import load_config
-
     page = (ROOT / "docs/configuration.md").read_text()
     keys = load_config(ROOT / "configs/digits.yaml").flat()
     assert [key for key in keys if f"| `{key}` |" not in page] == []
 
 
+OVERRIDE = re.compile(r"(?<![\w.])(?:stage_1\.)?((?!slurm\.)[a-z_]\w*(?:\.\w+)+)=")
+
+
+@pytest.mark.parametrize("page", shown.PAGES)
+def test_every_override_of_a_page_has_a_key(page):
+    keys = load_config(ROOT / "configs/digits.yaml").flat()
+    assert set(OVERRIDE.findall((ROOT / page).read_text())) - keys.keys() == set()
+
+
 ROOMS = "data|model|biglearn_vae|trainer|evaluation|launch|benchmarks|tests|docs|configs"
 NAMED = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w/.*-]*\w\.(?:py|md|yaml))")
-PAGES_OF_PEOPLE = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
+@pytest.mark.parametrize("page", shown.PAGES)
 def test_every_file_of_ours_that_a_page_names_is_there(page):
     named = set(NAMED.findall((ROOT / page).read_text()))
     assert [path for path in sorted(named) if not [*ROOT.glob(path)]] == []
-
-
-PLACES = [*PAGES_OF_PEOPLE, "launch/slurm/submit.py", *(f"configs/clusters/{n}.yaml" for n in ("modules", "container"))]
-
-
-def test_the_batch_of_every_submission_that_is_shown_splits_over_its_ranks():
-    from trainer.config import load_config
-
-    lines = {line.strip("# ") for place in PLACES for line in (ROOT / place).read_text().splitlines()}
-    shown = [
-        line.split() for line in lines if "submit.py" in line and "--gpus-per-node " in line and "--config" in line
-    ]
-    assert len(shown) >= 4
-    for words in shown:
-        value = dict(zip(words, words[1:], strict=False))
-        ranks = int(value.get("--nodes", 1)) * int(value["--gpus-per-node"])
-        keys = [word for word in words if "=" in word and not word.startswith("slurm.")]
-        assert load_config(ROOT / value["--config"], keys).micro_batch_size(ranks), words

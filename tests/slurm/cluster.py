@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "setpriv")
@@ -228,15 +229,19 @@ class Cluster:
         return done
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("/tmp/biglearn-slurm"))
     for name, default in (("nodes", 2), ("cpus", 4), ("gpus", 0), ("grace-s", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--features", default="")
-    options = vars(parser.parse_args())
+    options = vars(parser.parse_args(arguments))
     shutil.rmtree(options["directory"], ignore_errors=True)
     with Cluster(**options) as cluster:
         print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
