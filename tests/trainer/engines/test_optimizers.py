@@ -179,3 +179,16 @@ def test_ranks_exchange_contiguous_matrices(monkeypatch):
     orthogonalise([torch.randn(3, 8, 4)])
     assert [mine.shape for mine in exchanged] == [(2, 8, 4)]
     assert all(mine.is_contiguous() for mine in exchanged)
+
+
+def test_where_most_ranks_make_none_their_zeros_are_summed(monkeypatch):
+    """Five ranks, two matrices: a gathered share of each would be five of them."""
+    g_NRC, parts = torch.randn(2, 8, 4), []
+    monkeypatch.setattr(muon.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(muon.dist, "get_world_size", lambda: 5)
+    monkeypatch.setattr(muon.dist, "all_reduce", lambda made: parts.append(made.clone()))
+    for rank in range(5):
+        monkeypatch.setattr(muon.dist, "get_rank", lambda rank=rank: rank)
+        orthogonalise([g_NRC])
+    assert all(part.is_contiguous() for part in parts)
+    torch.testing.assert_close(sum(parts), newton_schulz(g_NRC))

@@ -77,6 +77,12 @@ def _shared(batch_NRC: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return newton_schulz(batch_NRC)
     world_size, count = dist.get_world_size(), len(batch_NRC)
+    if world_size > 2 * count:  # most ranks make none: a sum with their zeros is shorter than what all would give
+        mine = slice(dist.get_rank(), dist.get_rank() + 1)
+        made_NRC = torch.zeros_like(batch_NRC)
+        made_NRC[mine] = newton_schulz(batch_NRC[mine])
+        dist.all_reduce(made_NRC)
+        return made_NRC
     share = -(-count // world_size)
     padded_NRC = torch.cat([batch_NRC, batch_NRC.new_zeros(share * world_size - count, *batch_NRC.shape[1:])])
     mine_NRC = newton_schulz(padded_NRC[dist.get_rank() * share :][:share]).contiguous()  # NCCL takes nothing else
