@@ -118,33 +118,33 @@ class Gpu:
     image_seconds: float = 0.0
     optimizer_factor: float = 1.0
 
-    def fitted(self, model: "Model", seconds: dict[int, float], optimizer: float) -> Self:
+    def fitted(self, predictor: "Predictor", seconds: dict[int, float], optimizer: float) -> Self:
         """One that was measured: its seconds of forward and backward, by number of images, and of plain's optimizer."""
         least, most = min(seconds), max(seconds)
         image = seconds[most] / most
         if least < most:  # the line through the two
             image = min(image, (seconds[most] - seconds[least]) / (most - least))
-        factor = optimizer / optimizer_seconds(model.of("plain", 1), model.shape, 1, self)
+        factor = optimizer / optimizer_seconds(predictor.of("plain", 1), predictor.shape, 1, self)
         return replace(self, step_seconds=seconds[most] - most * image, image_seconds=image, optimizer_factor=factor)
 
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
-    model = Model(load_config(options.config, options.overrides))
+    predictor = Predictor(load_config(options.config, options.overrides))
     links = [
         Link(1e9 * getattr(options, f"{place}_gbs"), 1e-6 * getattr(options, f"{place}_us"))
         for place in ("within", "between")
     ]
     network = Network(options.node_gpus, *links, 1e-6 * options.host_us)
-    gpu = gpu_of(options, model)
-    images = options.images or model.config.train.batch_size
-    rows = [model.predict(way, gpus, images, gpu, network) for gpus in options.gpus for way in WAYS]
+    gpu = gpu_of(options, predictor)
+    images = options.images or predictor.config.train.batch_size
+    rows = [predictor.predict(way, gpus, images, gpu, network) for gpus in options.gpus for way in WAYS]
     most = max(options.gpus)
     lines = [
         fastest([row for row in rows if row["gpus"] == most], options.memory_gb),
-        *(least_batch(model, way, most, gpu, network) for way in WAYS),
+        *(least_batch(predictor, way, most, gpu, network) for way in WAYS),
     ]
-    print("\n".join([heading(options, model, gpu, images), "", table(rows), "", *lines]))
+    print("\n".join([heading(options, predictor, gpu, images), "", table(rows), "", *lines]))
     if options.out:
         found = {"config": options.config, "overrides": options.overrides, "measured": options.measured}
         found |= {"assumed": {name: getattr(options, name) for name in ASSUMED}, "image_seconds": gpu.image_seconds}
@@ -192,7 +192,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-class Model:
+class Predictor:
     """What a configuration computes, sends and holds, in each of WAYS."""
 
     def __init__(self, config: Config):
@@ -277,22 +277,22 @@ def state_bytes(config: Config, shape: StepShape, ranks: int) -> int:
     return FP32 * (shape.elements + own + pieces + GRADIENT_BUCKET)
 
 
-def gpu_of(options: argparse.Namespace, model: Model) -> Gpu:
+def gpu_of(options: argparse.Namespace, predictor: Predictor) -> Gpu:
     """What one GPU does, measured where there are rows of it, else assumed."""
     gpu = Gpu(1e12 * options.peak_tflops * options.mfu, 1e12 * options.memory_tbs)
     if not options.measured:
-        data = model.config.data
-        cost = measure_cost(meta_task(model.config), data.patches, data.token_dim)
+        data = predictor.config.data
+        cost = measure_cost(meta_task(predictor.config), data.patches, data.token_dim)
         return replace(gpu, image_seconds=cost.flops_per_image / gpu.flops)
-    rows = rows_of(options.measured, Path(options.config).name, model.config)
-    name = f"optimizer.name={model.config.optimizer.name}"
+    rows = rows_of(options.measured, Path(options.config).name, predictor.config)
+    name = f"optimizer.name={predictor.config.optimizer.name}"
     timed = [row["seconds_optimizer"] for row in rows if "seconds_optimizer" in row and name in row["overrides"]]
-    optimizer = min(timed, default=optimizer_seconds(model.of("plain", 1), model.shape, 1, gpu))
+    optimizer = min(timed, default=optimizer_seconds(predictor.of("plain", 1), predictor.shape, 1, gpu))
     seconds: dict[int, float] = {}  # of the fastest row of each batch
     for row in rows:
         size = row["batch_size"]
         seconds[size] = min(seconds.get(size, math.inf), row["seconds_per_image"] * size - optimizer)
-    return gpu.fitted(model, seconds, optimizer)
+    return gpu.fitted(predictor, seconds, optimizer)
 
 
 def rows_of(path: Path, config_name: str, config: Config) -> list[dict]:
@@ -318,10 +318,10 @@ def rows_of(path: Path, config_name: str, config: Config) -> list[dict]:
     return rows
 
 
-def heading(options: argparse.Namespace, model: Model, gpu: Gpu, images: int) -> str:
+def heading(options: argparse.Namespace, predictor: Predictor, gpu: Gpu, images: int) -> str:
     source = f"measured, {options.measured}" if options.measured else "assumed"
     return (
-        f"{options.config}, optimizer {model.config.optimizer.name}, {images} images a GPU and step; "
+        f"{options.config}, optimizer {predictor.config.optimizer.name}, {images} images a GPU and step; "
         f"{1 / gpu.image_seconds:,.0f} images/s of a GPU's forward and backward ({source}); "
         + ", ".join(f"{name} {getattr(options, name):g}" for name in ASSUMED)
         + " (assumed)"
@@ -354,14 +354,14 @@ def fastest(rows: list[dict], memory_gb: float) -> str:
     )
 
 
-def least_batch(model: Model, way: str, gpus: int, gpu: Gpu, network: Network) -> str:
+def least_batch(predictor: Predictor, way: str, gpus: int, gpu: Gpu, network: Network) -> str:
     """The least batch of the AIM in efficiency, in a line, or why no run has it."""
-    total = model.config.train.total_images
+    total = predictor.config.train.total_images
 
     def row(units: int) -> dict:
-        return model.predict(way, gpus, units * model.unit, gpu, network)
+        return predictor.predict(way, gpus, units * predictor.unit, gpu, network)
 
-    most = max(1, total // (gpus * model.unit))  # all images in one step
+    most = max(1, total // (gpus * predictor.unit))  # all images in one step
     units = 1 + bisect_left(range(1, most + 1), True, key=lambda n: row(n)["efficiency"] >= AIM)
     found = row(min(units, most))
     beside = {
@@ -377,7 +377,7 @@ def least_batch(model: Model, way: str, gpus: int, gpu: Gpu, network: Network) -
     return (
         f"{way}: {AIM:.0%} on {gpus:,} GPUs from a batch of {found['batch_size']:,} on, "
         f"{found['images_per_gpu']:,} a GPU: "
-        f"{total // found['batch_size']:,} steps in all, of {1000 * found['step_seconds']:.1f} ms ({spent})"
+        f"steps in all: {total // found['batch_size']:,}, of {1000 * found['step_seconds']:.1f} ms ({spent})"
     )
 
 

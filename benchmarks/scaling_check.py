@@ -38,7 +38,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from benchmarks.collectives import CountedMessages, Message, StepShape, messages_of_step
-from benchmarks.scaling import WAYS, Gpu, Link, Model
+from benchmarks.scaling import WAYS, Gpu, Link, Predictor
 from benchmarks.throughput import DTYPES, product_flops_per_second
 from data.batch import Batch
 from data.errors import UserError
@@ -137,15 +137,15 @@ def free_port() -> int:
 
 def work(options: argparse.Namespace, world: World) -> dict:
     """What a world of this many ranks does: by way its messages and seconds, and what it is made of."""
-    model = Model(load_config(options.config, options.overrides))
+    predictor = Predictor(load_config(options.config, options.overrides))
     found: dict = {"ways": {}, "links": []}
     runs = []
     for way in WAYS:
-        config = choose(model.of(way, options.images * world.size), world.device, model.shape.elements)
+        config = choose(predictor.of(way, options.images * world.size), world.device, predictor.shape.elements)
         run = Run(config, world)
-        found["ways"][way] = {**run.messages(model.shape), "seconds": [], "optimizer_seconds": []}
+        found["ways"][way] = {**run.messages(predictor.shape), "seconds": [], "optimizer_seconds": []}
         runs.append((run, found["ways"][way]))
-    precision = DTYPES[model.config.engine.precision]
+    precision = DTYPES[predictor.config.engine.precision]
     for _ in range(options.steps):
         for run, of_way in runs:
             of_way["seconds"].append(run.seconds())
@@ -230,7 +230,7 @@ def memory_bandwidth() -> float:
 
 def compare(config: Config, options: argparse.Namespace, alone: list[dict], together: list[dict]) -> list[dict]:
     """By way what was predicted and what was found."""
-    model, ranks = Model(config), options.ranks
+    predictor, ranks = Predictor(config), options.ranks
     measured = [links for each in together for links in each["links"]]
     network = MeasuredNetwork({name: link(name, measured, ranks) for name in COLLECTIVES})
     rows = []
@@ -240,8 +240,8 @@ def compare(config: Config, options: argparse.Namespace, alone: list[dict], toge
             for kind in ("seconds", "optimizer_seconds")
         )
         gpu = Gpu(*(median(each[kind] for each in alone) for kind in ("flops", "memory_bandwidth")))
-        gpu = gpu.fitted(model, {options.images: step - optimizer}, optimizer)
-        predicted = model.predict(way, ranks, options.images, gpu, network)
+        gpu = gpu.fitted(predictor, {options.images: step - optimizer}, optimizer)
+        predicted = predictor.predict(way, ranks, options.images, gpu, network)
         found = median(value for each in together for value in each["ways"][way]["seconds"])
         sent = together[0]["ways"][way]
         counts = {kind: Counter(map(tuple, sent[kind])) for kind in ("predicted", "counted")}

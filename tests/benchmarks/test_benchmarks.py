@@ -106,7 +106,10 @@ def test_quality_at_equal_time_lies_between_two_evaluations():
     assert between(lines, "elbo", 100) == -6.0
 
 
-@pytest.mark.parametrize("name", ["attention", "exporter", "patch_autoencoder", "quality", "stream", "throughput"])
+SCRIPTS = ["attention", "exporter", "patch_autoencoder", "quality", "scaling", "scaling_check", "stream", "throughput"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_help_of_each_has_an_example(start, name):
     done = start("python", f"benchmarks/{name}.py", "--help")
     assert done.returncode == 0, done.stderr
