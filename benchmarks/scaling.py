@@ -58,9 +58,7 @@ from trainer.engines.optimizers.muon import newton_schulz
 from trainer.tasks.cost import measure_cost
 
 WAYS = {"plain": ("accelerate", 0), **{f"stage {stage}": ("deepspeed", stage) for stage in range(4)}}
-OPTIMIZER_BYTES = (
-    15 * FP32
-)  # that the optimizer moves for an element: AdamW's kernel reads 4 and writes 3, the average 8
+OPTIMIZER_BYTES = 15 * FP32  # moved for an element: AdamW's kernel reads 4 numbers and writes 3, the average takes 8
 FORWARD_SHARE = 1 / 3  # of computing
 AIM = 0.9  # efficiency
 
@@ -376,7 +374,7 @@ def least_batch(predictor: Predictor, way: str, gpus: int, gpu: Gpu, network: Ne
         )
     return (
         f"{way}: {AIM:.0%} on {gpus:,} GPUs from a batch of {found['batch_size']:,} on, "
-        f"{found['images_per_gpu']:,} a GPU: "
+        f"{found['images_per_gpu']:,} a GPU; "
         f"steps in all: {total // found['batch_size']:,}, of {1000 * found['step_seconds']:.1f} ms ({spent})"
     )
 
