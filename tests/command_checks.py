@@ -336,6 +336,8 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "benchmarks/gpu.py": parsed,
     "benchmarks/patch_autoencoder.py": check_stage_1("run"),
     "benchmarks/quality.py": check_quality,
+    "benchmarks/scaling.py": parsed,
+    "benchmarks/scaling_check.py": parsed,
     "benchmarks/stream.py": parsed,
     "benchmarks/throughput.py": check_throughput,
     "docs/make.py": check_words(),
