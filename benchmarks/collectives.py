@@ -1,5 +1,6 @@
 """The messages by which the ranks of a step meet: predicted from a configuration, and counted as they are sent."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,21 +26,26 @@ PREFETCH_BUCKET = 50_000_000  # stage3_prefetch_bucket_size: weights that are ga
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: a parameter below is whole on every rank
 ALIGNMENT = 2  # nccl_start_alignment_factor: a piece has a multiple of so many
 
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast", "send"]
 # When: what a step cannot go on without, what is gathered while the forward computes, what the hosts alone agree on.
 When = Literal["exposed", "forward", "host"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One collective. bytes: of the whole tensor, padding included, which is reduced, gathered or scattered."""
+    """One collective, or what a rank sends to another.
+
+    bytes: of the whole tensor, padding included, which is sent, reduced, gathered or scattered.
+    """
 
     operation: Operation
     bytes: int
     when: When = "exposed"
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends, in a ring."""
+        """Bytes that a rank sends, of collectives in a ring."""
+        if self.operation == "send":
+            return self.bytes
         return (2 if self.operation == "all_reduce" else 1) * (ranks - 1) / ranks * self.bytes
 
 
@@ -116,22 +122,23 @@ def messages_of_step(config: Config, shape: StepShape, ranks: int) -> list[Messa
     stage, groups, accumulation = stage_of(config), shape.groups, config.train.accumulation_steps
     gradients = Message("all_reduce", FP32 * shape.elements)
     updates = list(_muon(config, groups, ranks))
-    control = Message("all_reduce", 3 * INT64, "host")  # what the loops agree on after a step
+    # What the loops agree on after a step (World.max_over_ranks).
+    control = [Message("send", 3 * INT64, "host")] * math.ceil(math.log2(ranks))
     if stage == 0:
         clips = config.engine.name == "deepspeed" and config.train.max_grad_norm is not None
         norms = [Message("all_reduce", FP32)] * clips
-        return [gradients, Message("all_reduce", FP32 * (shape.terms + 1)), *norms, *updates, control]
+        return [gradients, Message("all_reduce", FP32 * (shape.terms + 1)), *norms, *updates, *control]
     terms = Message("all_reduce", FP32 * shape.terms)
     if stage < 3:
         reduced = [gradients] * (accumulation if stage == 2 else 1)
         norms = [Message("all_reduce", FP32)] * len(groups)
         gathered = [Message("all_gather", FP32 * held_elements(group, stage, ranks) * ranks) for group in groups]
-        return [*reduced, terms, *norms, *updates, *gathered, control]
+        return [*reduced, terms, *norms, *updates, *gathered, *control]
     scattered = Message("reduce_scatter", FP32 * sum(_padded(size, ranks) for size in shape.used))
     passes = [*_fetches(shape.used, ranks), scattered] * accumulation
     norms = [Message("all_reduce", FP64)] * len(groups)
     gathered = [Message("all_gather", FP32 * _padded(size, ranks)) for size in shape.used if size < PERSISTENT]
-    return [*passes, terms, *norms, *updates, *gathered, control]
+    return [*passes, terms, *norms, *updates, *gathered, *control]
 
 
 def _muon(config: Config, groups: Iterable[Group], ranks: int) -> Iterator[Message]:
@@ -188,7 +195,7 @@ class CountedMessages(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function.namespace == "c10d" and function._opname != "barrier":
+        if function.namespace == "c10d" and function._opname not in ("barrier", "recv_"):
             operation, whole = _OPERATIONS[function._opname]
             tensor = whole(args)
             self.seen.append(Message(operation, tensor.numel() * tensor.element_size()))
@@ -199,6 +206,7 @@ class CountedMessages(TorchDispatchMode):
 _OPERATIONS: dict[str, tuple[Operation, Callable[[tuple], Tensor]]] = {
     "allreduce_": ("all_reduce", lambda args: args[0][0]),
     "broadcast_": ("broadcast", lambda args: args[0][0]),
+    "send": ("send", lambda args: args[0][0]),
     "_allgather_base_": ("all_gather", lambda args: args[0]),
     "_reduce_scatter_base_": ("reduce_scatter", lambda args: args[1]),
 }

@@ -94,9 +94,9 @@ class Network:
         inside = min(ranks, self.node_gpus)
         if ranks % inside:
             raise UserError(f"{ranks} GPUs are no whole nodes of {inside}: give a multiple of it or --node-gpus")
+        if message.when == "host":
+            return self.host_latency
         nodes, rounds = ranks // inside, 2 if message.operation == "all_reduce" else 1
-        if message.when == "host":  # gloo's ring
-            return rounds * (ranks - 1) * self.host_latency
         between = self.between.ring(message.bytes / inside, nodes)
         if message.operation == "all_reduce":
             between = min(between, self.between.tree(message.bytes / inside, nodes))
