@@ -43,9 +43,12 @@ def test_a_gpu_takes_the_fast_ways(tiny, has_all):
     assert ways(tiny(*fits, "engine.compile=true"), CUDA) == ["triton", True, True]
 
 
-@pytest.mark.parametrize(
-    "misfit", ["model.embed_dim=24", "model.mask_tokens=dense", "data.patch_size=2"], ids=["width", "dense", "keys"]
-)
+def test_the_kernel_serves_any_number_of_patches(tiny, has_all):
+    config = tiny("data.patch_size=2")
+    assert (config.data.patches, *ways(config, CUDA)) == (256, "triton", True, False)
+
+
+@pytest.mark.parametrize("misfit", ["model.embed_dim=24", "model.mask_tokens=dense"], ids=["width", "dense"])
 def test_what_the_kernel_cannot_serve_is_served_by_sdpa_or_refused(tiny, has_all, misfit):
     assert ways(tiny("model.embed_dim=32", misfit), CUDA)[0] == "sdpa"
     with pytest.raises(UserError, match=r"engine.attention=triton .*: set engine.attention=auto or sdpa"):
