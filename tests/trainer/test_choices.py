@@ -5,6 +5,7 @@ import torch
 
 import trainer.choices
 from data.errors import UserError
+from trainer.build import meta_task
 from trainer.choices import choose, ways_of
 from trainer.config import load_config
 
@@ -76,3 +77,11 @@ def test_the_flagship_takes_every_fast_way(has_all):
     config = load_config("configs/celeba_base.yaml")
     assert config.engine.name == "deepspeed"
     assert ways(config, CUDA, parameters=94_311_168) == ["triton", True, True]
+
+
+def test_the_large_configurations_are_as_large_as_they_say_and_fast(has_all):
+    expected = {"celeba_256": (94_311_168, [True, True]), "celeba_1b": (1_054_569_472, [False, True])}
+    for name, (parameters, others) in expected.items():
+        config = load_config(f"configs/{name}.yaml")
+        assert sum(p.numel() for p in meta_task(config).parameters()) == parameters
+        assert ways(config, CUDA, parameters) == ["triton", *others]
