@@ -3,7 +3,7 @@
 rectangles     F.scaled_dot_product_attention for each rectangle (engine.attention=sdpa)
 cudnn          the same with the cuDNN backend
 varlen         torch.nn.attention.varlen: one call for the inner queries, one for those that read z, which are gathered
-kernel         model/packed/triton_kernel.py, one launch (engine.attention=triton)
+kernel         model/packed/triton_kernel.py, one launch forward (engine.attention=triton)
 
 The phases are those of the objective. Every way has its values and gradients compared with those of the rectangles
 before it is timed.
@@ -41,7 +41,7 @@ from model.packed.rectangles import attend_by_rectangles
 from model.transformer import Attend
 
 try:
-    from model.packed import triton_kernel
+    from model.packed import triton_kernel, triton_long, triton_short
 except ImportError:
     triton_kernel = None
 try:
@@ -49,8 +49,12 @@ try:
 except ImportError:
     varlen_attn = None
 
-PATCHES = 64
-CASES = {"case1": (128, 4), "case2": (256, 8), "celeba_base": (768, 12)}  # width and heads
+CASES = {  # width, heads and patches
+    "case1": (128, 4, 64),
+    "case2": (256, 8, 64),
+    "celeba_base": (768, 12, 64),
+    "celeba_256": (768, 12, 256),
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-4}
 
@@ -62,10 +66,10 @@ examples:
 """
 
 
-def layers_of(plan: Plan, batch: int, device: str) -> list[PackedLayer]:
+def layers_of(plan: Plan, batch: int, patches: int, device: str) -> list[PackedLayer]:
     """A layer of each of the two phases that the objective makes of a plan."""
     with torch.device(device):
-        packed = pack(plan, batch, PATCHES, dense=False, method=METHODS["biglearn_u"])
+        packed = pack(plan, batch, patches, dense=False, method=METHODS["biglearn_u"])
     return [packed.encode.inner, packed.decode.inner]
 
 
@@ -126,15 +130,17 @@ def _varlen_index(layer: PackedLayer) -> dict:
 
 
 def tuned(block_q: int, warps: int) -> Attend:
-    """The kernel with another size of a block of queries and another number of warps."""
-    usual = triton_kernel._launch_options
+    """The kernels with another size of a block of queries and another number of warps."""
 
-    def attend(*args):
+    def attend(layer: PackedLayer, *args):
+        kernels = triton_short if layer.sequences[1] <= triton_short.MOST_KEYS else triton_long
+        usual = kernels.launch_options
+
         def options(*sizes):
             return usual(*sizes) | {"BLOCK_Q": block_q, "num_warps": warps}
 
-        with mock.patch.object(triton_kernel, "_launch_options", options):
-            return triton_kernel.attend_in_one_launch(*args)
+        with mock.patch.object(kernels, "launch_options", options):
+            return triton_kernel.attend_in_one_launch(layer, *args)
 
     return attend
 
@@ -226,11 +232,13 @@ def milliseconds(steps: dict[str, Callable[[], object]], repeats: int, device: s
 
 def measure(options: argparse.Namespace, case: str, dtype: str, batch: int) -> list[dict]:
     """The rows of one shape: for each way the mean over the plans."""
-    width, heads = CASES[case]
+    width, heads, patches = CASES[case]
     ways, notes = ways_for(options.device, dtype, options.tune)
     times = {name: [] for name in ways}
-    for plan in make_plans(ObjectiveConfig(), PATCHES, seed=0)[: options.plans]:
-        layer = Layer(layers_of(plan, batch, options.device), heads, width // heads, DTYPES[dtype], options.device)
+    for plan in make_plans(ObjectiveConfig(), patches, seed=0)[: options.plans]:
+        layer = Layer(
+            layers_of(plan, batch, patches, options.device), heads, width // heads, DTYPES[dtype], options.device
+        )
         expected = layer.step(attend_by_rectangles)
         for name in list(ways):
             try:

@@ -60,7 +60,7 @@ def dry_run(config) -> int:
     from data.read.holdout import trained_images
     from data.read.index import INDEX_NAME
     from data.read.storage import is_there, storage_of
-    from data.sources import split_sizes
+    from data.sources import SOURCES
     from trainer.build import meta_task
     from trainer.choices import choose, ways_of
     from trainer.config import dump_config
@@ -79,14 +79,14 @@ def dry_run(config) -> int:
         ways = {"not_here": str(error)}
     shards = config.data.shards
     prepared = is_there(shards) and INDEX_NAME in storage_of(shards).names()  # codes are of as many images
-    sizes = open_index(config.data).images if prepared else split_sizes(config.data.source)
+    sizes = open_index(config.data).images if prepared else SOURCES[config.data.source].splits
     counts = {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
         "parameters": parameters,
         "parameters_millions_2_20": round(parameters / 2**20, 4),
         **asdict(measure_cost(task, config.data.patches, config.data.token_dim)),
-        "images_per_epoch": trained_images(sizes["train"], config.data.holdout),
+        "images_per_epoch": trained_images(sizes["train"], config.data.holdout) if sizes else None,
         "steps": config.steps,
         "world_size": world_size,
         "ways": ways,

@@ -82,6 +82,12 @@ MUTATIONS = (
         ("tests/model/packed/test_triton_attention.py",),
     ),
     Mutation(
+        "triton-adds-up-blocks-of-keys-unscaled",
+        "sum_Q = sum_Q * shrink_Q + tl.sum(p_QN, 1)",
+        "sum_Q = sum_Q + tl.sum(p_QN, 1)",
+        ("tests/model/packed/test_triton_attention.py", "-k", "long"),
+    ),
+    Mutation(
         "the-upper-half-is-missing",
         "observed_NN = (place_N < side // 2)",
         "observed_NN = (place_N >= side // 2)",

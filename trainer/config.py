@@ -84,7 +84,7 @@ class Config(Section):
         """Why attention in one launch cannot serve this model; None where it can."""
         if self.method not in METHODS:
             return f"serves transformers, not method={self.method}"
-        return kernel_misfit(self.model.mask_tokens, self.model.embed_dim // self.model.num_heads, self.data.patches)
+        return kernel_misfit(self.model.mask_tokens, self.model.embed_dim // self.model.num_heads)
 
     @property
     def steps(self) -> int:

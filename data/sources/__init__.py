@@ -4,7 +4,6 @@ Another data set is a new file with its `Source`, and its place in `SOURCES`.
 """
 
 import difflib
-from collections.abc import Mapping
 
 from data.errors import UserError
 from data.sources.celeba import CelebA
@@ -14,17 +13,6 @@ from data.sources.idx import FASHION_MNIST, MNIST
 from data.sources.samples import Source
 
 SOURCES: dict[str, Source] = {source.name: source for source in (Digits(), MNIST, FASHION_MNIST, CelebA(), Folder())}
-
-
-def split_sizes(name: str) -> Mapping[str, int]:
-    """Images of each split of a data set, without reading it. UserError if only its shards can tell."""
-    splits = SOURCES[name].splits
-    if not splits:
-        raise UserError(
-            f"only its prepared shards say how many images the data set {name} has, and data.shards has none: write"
-            f" them with `python launch/prepare.py {name} --source DIR --out OUT` and set data.shards=OUT"
-        )
-    return splits
 
 
 def find_source(name: str) -> Source:

@@ -15,20 +15,16 @@ from torch import Tensor
 
 from model.transformer import Layer
 
-# What model/packed/triton_kernel.py takes; here, because Triton is not everywhere.
-TRITON_HEAD_WIDTHS = (16, 32, 64, 128)
-TRITON_MOST_KEYS = 128
+TRITON_HEAD_WIDTHS = range(8, 129, 8)  # what model/packed/triton_kernel.py takes; here: Triton is not everywhere
 
 
-def kernel_misfit(mask_tokens: str, head_width: int, patches: int) -> str | None:
+def kernel_misfit(mask_tokens: str, head_width: int) -> str | None:
     """Why attention in one launch cannot serve a model; None where it can."""
     if mask_tokens != "query_only":
         return f"serves model.mask_tokens=query_only alone, not {mask_tokens}"
     if head_width not in TRITON_HEAD_WIDTHS:
-        widths = ", ".join(map(str, TRITON_HEAD_WIDTHS))
-        return f"needs heads of width {widths}, and model.embed_dim / model.num_heads is {head_width}"
-    if patches > TRITON_MOST_KEYS:
-        return f"takes images of at most {TRITON_MOST_KEYS} patches, not {patches}"
+        widths = f"a multiple of {TRITON_HEAD_WIDTHS.step} up to {TRITON_HEAD_WIDTHS[-1]}"
+        return f"needs heads whose width is {widths}, and model.embed_dim / model.num_heads is {head_width}"
     return None
 
 

@@ -5,6 +5,7 @@ import torch
 
 import trainer.choices
 from data.errors import UserError
+from trainer.build import meta_task
 from trainer.choices import choose, ways_of
 from trainer.config import load_config
 
@@ -43,9 +44,12 @@ def test_a_gpu_takes_the_fast_ways(tiny, has_all):
     assert ways(tiny(*fits, "engine.compile=true"), CUDA) == ["triton", True, True]
 
 
-@pytest.mark.parametrize(
-    "misfit", ["model.embed_dim=24", "model.mask_tokens=dense", "data.patch_size=2"], ids=["width", "dense", "keys"]
-)
+def test_the_kernel_serves_any_number_of_patches(tiny, has_all):
+    config = tiny("data.patch_size=2")
+    assert (config.data.patches, *ways(config, CUDA)) == (256, "triton", True, False)
+
+
+@pytest.mark.parametrize("misfit", ["model.embed_dim=24", "model.mask_tokens=dense"], ids=["width", "dense"])
 def test_what_the_kernel_cannot_serve_is_served_by_sdpa_or_refused(tiny, has_all, misfit):
     assert ways(tiny("model.embed_dim=32", misfit), CUDA)[0] == "sdpa"
     with pytest.raises(UserError, match=r"engine.attention=triton .*: set engine.attention=auto or sdpa"):
@@ -73,3 +77,11 @@ def test_the_flagship_takes_every_fast_way(has_all):
     config = load_config("configs/celeba_base.yaml")
     assert config.engine.name == "deepspeed"
     assert ways(config, CUDA, parameters=94_311_168) == ["triton", True, True]
+
+
+def test_the_large_configurations_are_as_large_as_they_say_and_fast(has_all):
+    expected = {"celeba_256": (94_311_168, [True, True]), "celeba_1b": (1_054_569_472, [False, True])}
+    for name, (parameters, others) in expected.items():
+        config = load_config(f"configs/{name}.yaml")
+        assert sum(p.numel() for p in meta_task(config).parameters()) == parameters
+        assert ways(config, CUDA, parameters) == ["triton", *others]

@@ -7,7 +7,6 @@ from PIL import Image
 
 from data.errors import UserError
 from data.prepare import prepare
-from data.sources import split_sizes
 from data.sources.folder import Folder
 
 
@@ -336,8 +335,3 @@ def test_the_shards_hold_the_images(tmp_path):
         file.seek(record.images.offset)
         images_NHWC = np.load(file)
     assert images_NHWC[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
-
-
-def test_its_size_is_known_only_to_its_shards():
-    with pytest.raises(UserError, match=r"only its prepared shards say .*prepare.py folder --source DIR"):
-        split_sizes("folder")

@@ -24,17 +24,18 @@ PLANS = {
 }
 
 
-def make(method: str, mode: str, dtype=torch.float32) -> BigLearnModel:
+def make(method: str, mode: str, dtype=torch.float32, patches: int = PATCHES, depth: int = 2) -> BigLearnModel:
+    """depth: of the encoder, and of the decoder."""
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=32,
-        encoder_depth=2,
-        decoder_depth=2,
+        encoder_depth=depth,
+        decoder_depth=depth,
         num_heads=2,
         latent_dim=6,
         mask_tokens=mode,
     )
-    model = BigLearnModel(config, method, DIM, PATCHES)
+    model = BigLearnModel(config, method, DIM, patches)
     with torch.no_grad():
         for p in model.parameters():  # nothing is zero, so everything shows
             p.add_(0.1 * torch.randn_like(p))
@@ -43,26 +44,26 @@ def make(method: str, mode: str, dtype=torch.float32) -> BigLearnModel:
 
 def both(
     method: str, mode: str, plan: Plan, dtype=torch.float32, attend: Attend = attend_by_rectangles, device: str = "cpu",
-    samples: int = 3,
+    samples: int = 3, patches: int = PATCHES, depth: int = 2,
 ):  # fmt: skip
     """(terms, gradients) of the packed form and of the oracle, on so many samples of each group."""
     size = samples * len(plan.groups)
     index_B = torch.arange(100, 100 + size, device=device)
-    x_BLD = torch.rand(size, PATCHES, DIM, generator=torch.Generator().manual_seed(1))
+    x_BLD = torch.rand(size, patches, DIM, generator=torch.Generator().manual_seed(1))
     noise_BZ = torch.randn(size, 6, generator=torch.Generator().manual_seed(2))
     x_BLD = x_BLD.to(device, dtype)
     noise_BZ = noise_BZ.to(device, torch.float32 if dtype == torch.bfloat16 else dtype)
     outcomes = []
     for packed in (True, False):
-        model = make(method, mode, dtype).to(device)
+        model = make(method, mode, dtype, patches, depth).to(device)
         if packed:
-            order_BL, _, _ = plan_order(plan, index_B, PATCHES, seed=3, connected_share=0.5)
+            order_BL, _, _ = plan_order(plan, index_B, patches, seed=3, connected_share=0.5)
             how = {"dense": mode == "dense", "method": model.method}
             with torch.device(device):
-                packed_plan = pack(plan, size, PATCHES, **how)
+                packed_plan = pack(plan, size, patches, **how)
             terms = packed_elbo_terms(model, x_BLD, packed_plan, order_BL, noise_BZ, attend)
         else:
-            masks = plan_masks(plan, index_B, PATCHES, seed=3, connected_share=0.5)
+            masks = plan_masks(plan, index_B, patches, seed=3, connected_share=0.5)
             terms = elbo_terms(model, x_BLD, *masks, noise_BZ)
         terms.elbo_B(0.7).mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -81,9 +82,13 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
     expect_equal(*both(method, mode, PLANS[plan], torch.float64), tolerance=1e-6)
 
 
-@pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and find_spec("triton") is None, reason="Triton is there on Linux alone"
 )
+WHERE = {"device": "cuda" if torch.cuda.is_available() else "cpu"}  # there in Triton's interpreter
+
+
+@needs_triton
 @pytest.mark.parametrize(
     ("method", "plan"),
     [  # biglearn_t differs from biglearn_u in the keys that it does not keep, whatever the plan
@@ -95,9 +100,20 @@ def test_terms_and_gradients_are_those_of_encode_and_decode(method, plan, mode):
 def test_attention_in_one_launch_gives_the_same(method, plan):
     from model.packed.triton_kernel import attend_in_one_launch
 
-    where = {"samples": 2, "device": "cuda" if torch.cuda.is_available() else "cpu"}  # there in Triton's interpreter
-    packed, _ = both(method, "query_only", PLANS[plan], attend=attend_in_one_launch, **where)
-    _, oracle = both(method, "query_only", PLANS[plan], torch.float64, **where)
+    problem = {"plan": PLANS[plan], "samples": 2, **WHERE}
+    packed, _ = both(method, "query_only", attend=attend_in_one_launch, **problem)
+    _, oracle = both(method, "query_only", dtype=torch.float64, **problem)
+    expect_equal(packed, oracle, tolerance=3e-5)
+
+
+@needs_triton
+def test_so_it_does_with_more_patches_than_a_block_has_keys():
+    from model.packed.triton_kernel import attend_in_one_launch
+
+    plan = Plan(((0, 6), (132, 2), (2, 8)))
+    problem = {"plan": plan, "samples": 1, "patches": 144, "depth": 1, **WHERE}
+    packed, _ = both("biglearn_u", "query_only", attend=attend_in_one_launch, **problem)
+    _, oracle = both("biglearn_u", "query_only", dtype=torch.float64, **problem)
     expect_equal(packed, oracle, tolerance=3e-5)
 
 

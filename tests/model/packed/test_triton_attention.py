@@ -1,6 +1,6 @@
-"""The attention kernel against a loop over sequences, and on a GPU against F.scaled_dot_product_attention.
+"""The attention kernels against a loop over sequences, and on a GPU against F.scaled_dot_product_attention.
 
-Without a GPU, Triton's interpreter runs the kernel (tests/conftest.py); its products of bfloat16 are wrong, so bf16
+Without a GPU, Triton's interpreter runs them (tests/conftest.py); its products of bfloat16 are wrong, so bf16
 is for the GPU.
 """
 
@@ -30,6 +30,15 @@ CASES = {
     "only z": ([(0, True, 0, 0)] * 3, False),
     "more keys than 64": ([(65, True, 2, 65), (7, True, 60, 7)], False),
 }
+LONG = {  # more than 128 keys somewhere: the whole launch goes over blocks of keys
+    "long encode": ([(129, True, 0, 129), (0, True, 0, 0), (1, True, 0, 1)], False),
+    "long decode with kept keys": ([(0, True, 9, 200), (0, True, 70, 3), (0, True, 2, 0)], True),
+    "long decode with inner queries": ([(129, True, 4, 129), (3, True, 40, 3), (0, True, 16, 0)], False),
+    "long last layer of encode": ([(0, True, 0, 300), (0, True, 0, 64), (0, True, 0, 0)], False),
+    "long last layer of decode": ([(0, False, 5, 129), (0, False, 70, 31), (0, False, 2, 0)], False),
+    "nobody asks for many keys": ([(0, False, 0, 129), (2, True, 1, 2)], False),
+}
+CASES |= LONG
 
 
 class Problem:
@@ -114,9 +123,10 @@ def test_values_and_gradients_are_those_of_the_definition(case):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [32, 64])
-def test_widths(width):
-    problem = Problem([(19, True, 7, 19)], False, width=width, heads=3)
+@pytest.mark.parametrize("sequence", [(19, True, 7, 19), (0, True, 7, 140)])
+@pytest.mark.parametrize("width", [8, 32, 40, 64])
+def test_widths(width, sequence):
+    problem = Problem([sequence], False, width=width, heads=3)
     for value, expected in zip(problem.outcome(problem.kernel), problem.outcome(problem.reference), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
@@ -133,8 +143,9 @@ def test_rows_that_are_nobodys_have_gradients_of_zero(kept):
         assert not of_z[z_rows.stop :].any()
 
 
-def test_scores_of_any_size_are_finite():
-    problem = Problem([(5, True, 3, 5), (0, True, 2, 0)], False)
+@pytest.mark.parametrize("keys", [5, 129])
+def test_scores_of_any_size_are_finite(keys):
+    problem = Problem([(5, True, 3, 5), (0, True, 2, keys)], False)
     problem.q = problem.q * 1e4
     y, *gradients = problem.outcome(problem.kernel)
     torch.testing.assert_close(y, problem.outcome(problem.reference)[0], rtol=1e-4, atol=1e-4)
@@ -164,9 +175,8 @@ def test_inputs_that_do_not_fit_are_refused():
     line = torch.tensor([(0, 3, 3, 0, 0, 0, 3, 3)], dtype=torch.int32, device=DEVICE)
     bounds = {"max_keys": 3, "max_queries": 4}
     for message, args, others in [
-        ("width", (q[..., :8],) * 3, {}),
-        ("width", (q.repeat(1, 1, 3),) * 3, {}),
-        ("max_keys", (q,) * 3, {"max_keys": 129}),
+        ("width", (q[..., :12],) * 3, {}),
+        ("width", (q.repeat(1, 1, 9),) * 3, {}),
         ("float64", (q.double(),) * 3, {}),
         ("bfloat16", (q, q.bfloat16(), q), {}),
         ("heads", (q, q[:, :1], q), {}),
@@ -185,8 +195,10 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [(torch.float32, 32), (torch.float32, 64), *((torch.bfloat16, width) for width in (32, 40, 64, 128))],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_errors_are_those_of_sdpa(case, width, dtype):
     problem = Problem(*CASES[case], dtype=dtype, width=width, heads=8)
@@ -200,14 +212,15 @@ def test_errors_are_those_of_sdpa(case, width, dtype):
 
 
 @pytest.mark.gpu
-def test_two_runs_agree_bit_for_bit():
-    problem = Problem(*CASES["decode with inner queries"], dtype=torch.bfloat16, width=64, heads=8)
+@pytest.mark.parametrize("case", ["decode with inner queries", "long decode with inner queries"])
+def test_two_runs_agree_bit_for_bit(case):
+    problem = Problem(*CASES[case], dtype=torch.bfloat16, width=64, heads=8)
     for value, again in zip(problem.outcome(problem.kernel), problem.outcome(problem.kernel), strict=True):
         assert torch.equal(value, again)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", ["encode", "decode with kept keys"])
+@pytest.mark.parametrize("case", ["encode", "decode with kept keys", "long decode with kept keys"])
 def test_a_cuda_graph_can_hold_it(case):
     problem = Problem(*CASES[case], dtype=torch.bfloat16, width=32)
     expected = problem.outcome(problem.kernel)  # compiles
