@@ -40,7 +40,8 @@ def measured(config: Config, world) -> int:
 DEEPSPEED_0 = {"name": "deepspeed", "zero_stage": 0}
 CONFIGS = {
     "fp32": small(128),
-    "dense": small(128, model={"mask_tokens": "dense"}),
+    # A matrix of scores, which no fused attention keeps, would be as large as all else.
+    "dense": small(32, data={"patch_size": 4}, model={"mask_tokens": "dense", "num_heads": 8}),
     "vae": small(128, method="vae"),
     "bf16": small(128, engine={**DEEPSPEED_0, "precision": "bf16"}),
     "checkpointing": small(128, engine={"activation_checkpointing": True}),
@@ -54,7 +55,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_expected_total_is_that_of_a_real_step(name, world):
     config = CONFIGS[name]
-    assert expected_memory(config, meta_task(config), 1).total == pytest.approx(measured(config, world), rel=0.1)
+    assert expected_memory(config, meta_task(config), 1).total == pytest.approx(measured(config, world), rel=0.05)
 
 
 def test_an_evaluation_of_many_images_counts():
