@@ -64,6 +64,7 @@ def dry_run(config) -> int:
     from trainer.build import meta_task
     from trainer.choices import choose, ways_of
     from trainer.config import dump_config
+    from trainer.memory import expected_memory
     from trainer.ranks.launcher import adopt_environment
     from trainer.ranks.world import device_type
     from trainer.tasks.cost import measure_cost
@@ -72,11 +73,15 @@ def dry_run(config) -> int:
     task = meta_task(config)
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())
+    carried_out, most = config, None
     try:
         device = torch.device(device_type(config.engine.device))
-        ways = ways_of(choose(config, device, parameters), device)
+        carried_out = choose(config, device, parameters)
+        ways = ways_of(carried_out, device)
+        most = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     except UserError as error:  # a login node need not have what the run will have
         ways = {"not_here": str(error)}
+    memory = asdict(expected_memory(carried_out, meta_task(config), world_size))
     shards = config.data.shards
     prepared = is_there(shards) and INDEX_NAME in storage_of(shards).names()  # codes are of as many images
     sizes = open_index(config.data).images if prepared else SOURCES[config.data.source].splits
@@ -90,9 +95,16 @@ def dry_run(config) -> int:
         "steps": config.steps,
         "world_size": world_size,
         "ways": ways,
+        "memory": memory,
     }
     if rank == 0:
         print(dump_config(config))
+        print("# GB that a rank needs:", ", ".join(f"{name} {size / 1e9:.3g}" for name, size in memory.items()))
+        if most and memory["total"] > most:
+            print(
+                f"# more than the {most / 1e9:.3g} GB of the GPU: set a smaller train.batch_size or more "
+                "train.accumulation_steps, engine.activation_checkpointing=true or a higher engine.zero_stage"
+            )
         print(json.dumps(counts))
     return 0
 

@@ -13,7 +13,7 @@ from model.patch_autoencoder.linear_start import start_code, start_convolutions,
 _PIXEL_MEAN, _PIXEL_STD = 0.5, 0.25  # about those of photographs
 _GAIN = 1.6  # of a layer behind a SiLU, which about keeps the variance
 # Patches that are computed at once without gradients: a CPU's caches hold what 256 of them need.
-_PORTION = {"cpu": 256, "cuda": 16_384}
+_PORTION = {"cpu": 256, "cuda": 16_384, "meta": 256}
 
 
 class PatchAEConfig(Section):

@@ -48,6 +48,7 @@ def test_dry_run_counts_and_touches_nothing(start, tmp_path):
         "images_per_epoch": 60_000, "steps": 4_687, "world_size": 1,
     }  # fmt: skip
     assert 6e8 < counts["flops_per_image"] < 7e8
+    assert "# GB that a rank needs: weights 0.0102, gradients 0.00508, " in done.stdout
     assert yaml.safe_load(done.stdout.rpartition("\n{")[0])["train"]["batch_size"] == 128
     assert not any(tmp_path.iterdir())
 
@@ -69,6 +70,26 @@ def test_dry_run_says_how_steps_would_be_computed_and_counts_for_another_machine
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     assert (counts["parameters"], [*counts["ways"]]) == (1_269_104, ["not_here"])
+
+
+def test_dry_run_says_what_memory_a_rank_of_several_needs(start):
+    """ZeRO 1 leaves each of four ranks a quarter of the optimizer's state, ZeRO 3 also a part of the rest."""
+    command = ["python", "launch/train.py", "--config", "configs/mnist_case1.yaml", "--dry-run", "method=vae"]
+    ranks = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    alone, *shared = (
+        json.loads(start(*command, f"engine.zero_stage={stage}", **environment).stdout.splitlines()[-1])["memory"]
+        for stage, environment in ((1, {}), (1, ranks), (3, ranks))
+    )
+    copies = 4 * 1_269_104
+    assert [*alone] == ["weights", "gradients", "optimizer", "activations", "total"]
+    assert (alone["weights"], alone["gradients"]) == (2 * copies, copies)
+    assert 3 * copies < alone["optimizer"] < 4 * copies
+    for memory in shared:
+        assert memory["optimizer"] == pytest.approx(alone["optimizer"] / 4, rel=1e-3)
+        assert memory["activations"] < alone["activations"] / 2
+    assert shared[1]["gradients"] == copies + copies / 4
+    for memory in (alone, *shared):
+        assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
 
 
 def test_dry_run_finds_a_damaged_index(start, tmp_path):

@@ -54,6 +54,7 @@ class DeepSpeedEngine(Engine):
             "zero_optimization": {
                 "stage": config.zero_stage,
                 "sub_group_size": 2**62,
+                "reduce_bucket_size": sum(p.numel() for p in task.parameters()),  # all at once; 2 GB by default
                 "contiguous_gradients": config.zero_stage > 1,  # which it fills in hooks
             },
             "zero_allow_untested_optimizer": True,  # ours
