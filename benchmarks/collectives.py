@@ -20,8 +20,8 @@ from trainer.tasks.task import Task
 
 FP32, FP64, INT64 = 4, 8, 8  # bytes of an element
 
-# Defaults of DeepSpeed's, in elements; stages 1 and 2, 3.
-GRADIENT_BUCKET = 500_000_000  # reduce_bucket_size: a message of gradients; max_reuse_distance is twice as many
+# Defaults of DeepSpeed's, in elements.
+MOST_ELEMENTS = 500_000_000  # half of stage3_max_reuse_distance: whose weights stage 3 gathers once in a step
 PREFETCH_BUCKET = 50_000_000  # stage3_prefetch_bucket_size: weights that are gathered by one message
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: a parameter below is whole on every rank
 ALIGNMENT = 2  # nccl_start_alignment_factor: a piece has a multiple of so many
@@ -113,10 +113,13 @@ def messages_of_step(config: Config, shape: StepShape, ranks: int) -> list[Messa
     """What a step of the loop sends, in its order; nothing for one rank.
 
     In stage 3 it is what steps send from the third one on, when DeepSpeed has seen twice in which order weights are
-    used. UserError for a model that does not fit into one bucket of gradients: it would send more messages.
+    used. UserError for a model of more than MOST_ELEMENTS, which may send more.
     """
-    if shape.elements > GRADIENT_BUCKET:
-        raise UserError(f"{shape.elements:,} parameters are more than one message of DeepSpeed's, {GRADIENT_BUCKET:,}")
+    if shape.elements > MOST_ELEMENTS:
+        raise UserError(
+            f"the model has {shape.elements:,} parameters, and messages are predicted for at most {MOST_ELEMENTS:,}, "
+            "which stage 3 gathers once in a step"
+        )
     if ranks == 1:
         return []
     stage, groups, accumulation = stage_of(config), shape.groups, config.train.accumulation_steps

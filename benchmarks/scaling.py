@@ -41,7 +41,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.collectives import (
     FP32,
-    GRADIENT_BUCKET,
     Message,
     StepShape,
     held_elements,
@@ -273,7 +272,7 @@ def state_bytes(config: Config, shape: StepShape, ranks: int) -> int:
     if stage == 1:
         return FP32 * (2 * shape.elements + own)
     pieces = sum(held) * (stage - 1)  # of gradients; of the weights that are gathered, too
-    return FP32 * (shape.elements + own + pieces + GRADIENT_BUCKET)
+    return FP32 * (2 * shape.elements + own + pieces)
 
 
 def gpu_of(options: argparse.Namespace, predictor: Predictor) -> Gpu:
