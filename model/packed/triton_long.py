@@ -15,10 +15,12 @@ from torch import Tensor
 from model.packed.triton_rows import (
     FP32_PRODUCTS,
     count_queries,
+    load_keys,
+    load_queries,
     load_rows,
     load_vector,
     padded_width,
-    query_rows,
+    score_gradients,
     scores_of_keys,
     scores_of_z,
     store_rows,
@@ -83,10 +85,9 @@ def _forward_kernel(
     n_queries, key_start, n_keys = count_queries(sequence), tl.load(sequence + 5), tl.load(sequence + 6)
     if block * BLOCK_Q >= n_queries:
         return
-    position_Q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    is_query_Q = position_Q < n_queries
-    row_Q, reads_z_Q = query_rows(sequence, position_Q)
-    q_QK = load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+    is_query_Q, row_Q, reads_z_Q, q_QK = load_queries(
+        q, q_row, q_head, sequence, block * BLOCK_Q, n_queries, head, WIDTH, BLOCK_Q
+    )
     z_k_K = load_vector(z_k, tl.load(sequence + 7), z_k_row, head, z_k_head, WIDTH)
     z_v_K = load_vector(z_v, tl.load(sequence + 7), z_v_row, head, z_v_head, WIDTH)
     # Who does not read z starts at -inf, which is left with the first block: every inner query has a key in it.
@@ -94,10 +95,9 @@ def _forward_kernel(
     sum_Q = reads_z_Q.to(tl.float32)
     y_QK = sum_Q[:, None] * z_v_K[None, :]
     for start in range(0, n_keys, BLOCK_K):
-        position_N = start + tl.arange(0, BLOCK_K)
-        is_key_N = position_N < n_keys
-        k_NK = load_rows(k, key_start + position_N, is_key_N, k_row, head, k_head, WIDTH)
-        v_NK = load_rows(v, key_start + position_N, is_key_N, v_row, head, v_head, WIDTH)
+        is_key_N, _, k_NK, v_NK = load_keys(
+            k, v, k_row, k_head, v_row, v_head, key_start, n_keys, start, head, WIDTH, BLOCK_K
+        )
         score_QN = scores_of_keys(q_QK, k_NK, is_key_N, scale)
         higher_Q = tl.maximum(highest_Q, tl.max(score_QN, 1))
         p_QN = tl.exp2(score_QN - higher_Q[:, None])
@@ -124,11 +124,10 @@ def _query_gradients_kernel(
     n_queries, key_start, n_keys = count_queries(sequence), tl.load(sequence + 5), tl.load(sequence + 6)
     if block * BLOCK_Q >= n_queries:
         return
-    position_Q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    is_query_Q = position_Q < n_queries
-    row_Q, reads_z_Q = query_rows(sequence, position_Q)
     # Where there is no query, q, y and dy are zero, and so is what it adds to every gradient.
-    q_QK = load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+    is_query_Q, row_Q, reads_z_Q, q_QK = load_queries(
+        q, q_row, q_head, sequence, block * BLOCK_Q, n_queries, head, WIDTH, BLOCK_Q
+    )
     y_QK = load_rows(y, row_Q, is_query_Q, HEADS * WIDTH, head, WIDTH, WIDTH).to(tl.float32)
     dy_QK = load_rows(dy, row_Q, is_query_Q, HEADS * WIDTH, head, WIDTH, WIDTH)
     lse_Q = tl.load(lse + row_Q * HEADS + head, mask=is_query_Q, other=0.0)
@@ -144,13 +143,11 @@ def _query_gradients_kernel(
 
     dq_QK = ds_z_Q[:, None] * z_k_K[None, :]
     for start in range(0, n_keys, BLOCK_K):
-        position_N = start + tl.arange(0, BLOCK_K)
-        is_key_N = position_N < n_keys
-        k_NK = load_rows(k, key_start + position_N, is_key_N, k_row, head, k_head, WIDTH)
-        v_NK = load_rows(v, key_start + position_N, is_key_N, v_row, head, v_head, WIDTH)
+        is_key_N, _, k_NK, v_NK = load_keys(
+            k, v, k_row, k_head, v_row, v_head, key_start, n_keys, start, head, WIDTH, BLOCK_K
+        )
         p_QN = tl.exp2(scores_of_keys(q_QK, k_NK, is_key_N, scale) - lse_Q[:, None])
-        dp_QN = tl.dot(dy_QK, tl.trans(v_NK), input_precision=FP32_PRODUCTS)
-        ds_QN = (p_QN * (dp_QN - delta_Q[:, None])).to(k_NK.dtype)
+        ds_QN = score_gradients(p_QN, dy_QK, v_NK, delta_Q)
         dq_QK += tl.dot(ds_QN, k_NK, input_precision=FP32_PRODUCTS)
     store_rows(dq, row_Q, is_query_Q, head, dq_QK * scale, HEADS, WIDTH)
 
@@ -176,24 +173,19 @@ def _key_gradients_kernel(
         store_vector(dz_v, tl.load(sequence + 7), head, dz_v_K, HEADS, WIDTH)
     if block * BLOCK_K >= n_keys:
         return
-    position_N = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    is_key_N = position_N < n_keys
-    k_NK = load_rows(k, key_start + position_N, is_key_N, k_row, head, k_head, WIDTH)
-    v_NK = load_rows(v, key_start + position_N, is_key_N, v_row, head, v_head, WIDTH)
+    is_key_N, row_N, k_NK, v_NK = load_keys(
+        k, v, k_row, k_head, v_row, v_head, key_start, n_keys, block * BLOCK_K, head, WIDTH, BLOCK_K
+    )
     dk_NK = tl.zeros((BLOCK_K, padded_width(WIDTH)), tl.float32)
     dv_NK = tl.zeros((BLOCK_K, padded_width(WIDTH)), tl.float32)
     for start in range(0, n_queries, BLOCK_Q):
-        position_Q = start + tl.arange(0, BLOCK_Q)
-        is_query_Q = position_Q < n_queries
-        row_Q, _ = query_rows(sequence, position_Q)
-        q_QK = load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+        is_query_Q, row_Q, _, q_QK = load_queries(q, q_row, q_head, sequence, start, n_queries, head, WIDTH, BLOCK_Q)
         dy_QK = load_rows(dy, row_Q, is_query_Q, HEADS * WIDTH, head, WIDTH, WIDTH)
         lse_Q = tl.load(lse + row_Q * HEADS + head, mask=is_query_Q, other=0.0)
         delta_Q = tl.load(delta + row_Q * HEADS + head, mask=is_query_Q, other=0.0)
         p_QN = tl.exp2(scores_of_keys(q_QK, k_NK, is_key_N, scale) - lse_Q[:, None])
-        dp_QN = tl.dot(dy_QK, tl.trans(v_NK), input_precision=FP32_PRODUCTS)
-        ds_QN = (p_QN * (dp_QN - delta_Q[:, None])).to(k_NK.dtype)
+        ds_QN = score_gradients(p_QN, dy_QK, v_NK, delta_Q)
         dv_NK += tl.dot(tl.trans(p_QN.to(dy_QK.dtype)), dy_QK, input_precision=FP32_PRODUCTS)
         dk_NK += tl.dot(tl.trans(ds_QN), q_QK, input_precision=FP32_PRODUCTS)
-    store_rows(dk, key_start + position_N, is_key_N, head, dk_NK * scale, HEADS, WIDTH)
-    store_rows(dv, key_start + position_N, is_key_N, head, dv_NK, HEADS, WIDTH)
+    store_rows(dk, row_N, is_key_N, head, dk_NK * scale, HEADS, WIDTH)
+    store_rows(dv, row_N, is_key_N, head, dv_NK, HEADS, WIDTH)

@@ -81,6 +81,33 @@ def query_rows(sequence, position_Q):
 
 
 @triton.jit
+def load_queries(q, q_row, q_head, sequence, start, n_queries, head, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """A block of the queries of a sequence, from position start on: which are there, their rows, who reads z; q."""
+    position_Q = start + tl.arange(0, BLOCK_Q)
+    is_query_Q = position_Q < n_queries
+    row_Q, reads_z_Q = query_rows(sequence, position_Q)
+    return is_query_Q, row_Q, reads_z_Q, load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+
+
+@triton.jit
+def load_keys(
+    k, v, k_row, k_head, v_row, v_head, key_start, n_keys, start, head, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """A block of the keys of a sequence, from position start on: which are there, their rows; keys and values."""
+    position_N = start + tl.arange(0, BLOCK_K)
+    is_key_N, row_N = position_N < n_keys, key_start + position_N
+    k_NK = load_rows(k, row_N, is_key_N, k_row, head, k_head, WIDTH)
+    return is_key_N, row_N, k_NK, load_rows(v, row_N, is_key_N, v_row, head, v_head, WIDTH)
+
+
+@triton.jit
+def score_gradients(p_QN, dy_QK, v_NK, delta_Q):
+    """ds = p (dp - delta), where dp = dy v, in the dtype of v."""
+    dp_QN = tl.dot(dy_QK, tl.trans(v_NK), input_precision=FP32_PRODUCTS)
+    return (p_QN * (dp_QN - delta_Q[:, None])).to(v_NK.dtype)
+
+
+@triton.jit
 def scores_of_keys(q_QK, k_NK, is_key_N, scale):
     """(Q, N) in units of log 2, -inf where there is no key."""
     score_QN = tl.dot(q_QK, tl.trans(k_NK), input_precision=FP32_PRODUCTS) * (scale * LOG2_E)

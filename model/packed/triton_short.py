@@ -12,10 +12,12 @@ from torch import Tensor
 from model.packed.triton_rows import (
     FP32_PRODUCTS,
     count_queries,
+    load_keys,
+    load_queries,
     load_rows,
     load_vector,
     padded_width,
-    query_rows,
+    score_gradients,
     scores_of_keys,
     scores_of_z,
     store_rows,
@@ -60,11 +62,11 @@ def _read_keys(
     WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """What the queries of a sequence read: the rows of its keys and which of them are there; z; keys and values."""
-    row_N = tl.load(sequence + 5) + tl.arange(0, BLOCK_K)
-    is_key_N = tl.arange(0, BLOCK_K) < tl.load(sequence + 6)
+    key_start, n_keys = tl.load(sequence + 5), tl.load(sequence + 6)
+    is_key_N, row_N, k_NK, v_NK = load_keys(
+        k, v, k_row, k_head, v_row, v_head, key_start, n_keys, 0, head, WIDTH, BLOCK_K
+    )
     row_z = tl.load(sequence + 7)
-    k_NK = load_rows(k, row_N, is_key_N, k_row, head, k_head, WIDTH)
-    v_NK = load_rows(v, row_N, is_key_N, v_row, head, v_head, WIDTH)
     z_k_K = load_vector(z_k, row_z, z_k_row, head, z_k_head, WIDTH)
     z_v_K = load_vector(z_v, row_z, z_v_row, head, z_v_head, WIDTH)
     return row_N, is_key_N, row_z, k_NK, v_NK, z_k_K, z_v_K
@@ -86,10 +88,9 @@ def _forward_kernel(
         sequence, head, WIDTH, BLOCK_K,
     )  # fmt: skip
     for start in range(0, n_queries, BLOCK_Q):
-        position_Q = start + tl.arange(0, BLOCK_Q)
-        is_query_Q = position_Q < n_queries
-        row_Q, reads_z_Q = query_rows(sequence, position_Q)
-        q_QK = load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+        is_query_Q, row_Q, reads_z_Q, q_QK = load_queries(
+            q, q_row, q_head, sequence, start, n_queries, head, WIDTH, BLOCK_Q
+        )
         score_QN = scores_of_keys(q_QK, k_NK, is_key_N, scale)
         score_z_Q = scores_of_z(q_QK, z_k_K, reads_z_Q, scale)
         highest_Q = tl.maximum(tl.max(score_QN, 1), score_z_Q)
@@ -125,11 +126,10 @@ def _backward_kernel(
     dz_k_K = tl.zeros((padded_width(WIDTH),), tl.float32)
     dz_v_K = tl.zeros((padded_width(WIDTH),), tl.float32)
     for start in range(0, n_queries, BLOCK_Q):
-        position_Q = start + tl.arange(0, BLOCK_Q)
-        is_query_Q = position_Q < n_queries
-        row_Q, reads_z_Q = query_rows(sequence, position_Q)
         # Where there is no query, q, y and dy are zero, and so is what it adds to every gradient.
-        q_QK = load_rows(q, row_Q, is_query_Q, q_row, head, q_head, WIDTH)
+        is_query_Q, row_Q, reads_z_Q, q_QK = load_queries(
+            q, q_row, q_head, sequence, start, n_queries, head, WIDTH, BLOCK_Q
+        )
         y_QK = load_rows(y, row_Q, is_query_Q, HEADS * WIDTH, head, WIDTH, WIDTH).to(tl.float32)
         dy_QK = load_rows(dy, row_Q, is_query_Q, HEADS * WIDTH, head, WIDTH, WIDTH)
         lse_Q = tl.load(lse + row_Q * HEADS + head, mask=is_query_Q, other=0.0)
@@ -138,8 +138,7 @@ def _backward_kernel(
         p_QN = tl.exp2(score_QN - lse_Q[:, None])
         p_z_Q = tl.exp2(score_z_Q - lse_Q)
         delta_Q = tl.sum(dy_QK.to(tl.float32) * y_QK, 1)
-        dp_QN = tl.dot(dy_QK, tl.trans(v_NK), input_precision=FP32_PRODUCTS)
-        ds_QN = (p_QN * (dp_QN - delta_Q[:, None])).to(k_NK.dtype)
+        ds_QN = score_gradients(p_QN, dy_QK, v_NK, delta_Q)
         ds_z_Q = p_z_Q * (tl.sum(dy_QK.to(tl.float32) * z_v_K[None, :], 1) - delta_Q)
         dq_QK = tl.dot(ds_QN, k_NK, input_precision=FP32_PRODUCTS) + ds_z_Q[:, None] * z_k_K[None, :]
         store_rows(dq, row_Q, is_query_Q, head, dq_QK * scale, HEADS, WIDTH)

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import scaling
-from benchmarks.collectives import MOST_ELEMENTS, Group, StepShape, messages_of_step
+from benchmarks.collectives import FP32, MOST_ELEMENTS, Group, StepShape, messages_of_step
 from benchmarks.scaling import Gpu, Link, Network, Predictor, optimizer_seconds, state_bytes
 from data.errors import UserError
 from tests.tiny import TINY
+from trainer.build import meta_task
 from trainer.config import Config
+from trainer.memory import expected_memory
 from trainer.tasks.cost import Cost
 
 # 20 elements in two groups; of the first, Muon needs three matrices of 2 x 2 whole.
@@ -76,6 +78,15 @@ def test_what_a_rank_holds_and_sends(tiny):
     assert state_bytes(deepspeed(tiny, 3), SHAPE, 4) == 4 * (20 + 5 * 3 + 6 * 3 + 20)
     messages = messages_of_step(tiny(), SHAPE, 4)
     assert [message.sent(4) for message in messages[:3]] == [1.5 * 80, 1.5 * 28, 0.75 * 64]
+
+
+@pytest.mark.parametrize("way", scaling.WAYS)
+def test_what_a_rank_holds_is_what_a_dry_run_says(predictor, way):
+    """Which has the copy for evaluations, too."""
+    config = predictor.of(way, 64)
+    memory = expected_memory(config, meta_task(config), 4)
+    held = memory.weights + memory.gradients + memory.optimizer - FP32 * predictor.shape.elements
+    assert state_bytes(config, predictor.shape, 4) == pytest.approx(held, rel=0.01)
 
 
 def test_the_time_of_a_message_by_hand(tiny):
