@@ -144,6 +144,7 @@ class BigLearnVAE:
         burn_in: int = 50,
         steps: int = 10,
         start_HWC: Tensor | None = None,
+        metropolis: bool = False,
         seed: int = 0,
         first_index: int = 0,
     ) -> Tensor:
@@ -152,7 +153,7 @@ class BigLearnVAE:
         What a joint VAE can do. start_HWC: what first stands at missing patches, such as the mean training image;
         None: the mean of 64 images that the model generates. The chain makes burn_in steps, then gives an image
         every `steps` steps, draws of them: (draws, B, H, W, 3), known pixels untouched, missing patches without the
-        noise of p(x | z).
+        noise of p(x | z). metropolis: it corrects for a p(z | x) that is not the posterior (Mattei & Frellsen 2018).
         """
         _require(draws=draws, steps=steps)
         _require(0, burn_in=burn_in)
@@ -174,6 +175,7 @@ class BigLearnVAE:
                 draws=draws,
                 seed=seed,
                 index_B=index_B,
+                metropolis=metropolis,
             )
             return tuple(part.complete(self._images(x_BLD)) for x_BLD in states)
 

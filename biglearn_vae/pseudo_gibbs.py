@@ -1,10 +1,11 @@
-"""Pseudo-Gibbs sampling through a joint model (Rezende et al. 2014, appendix F): the baseline for in-painting."""
+"""Chains of images through a joint model, the baselines for in-painting: pseudo-Gibbs and Metropolis-within-Gibbs."""
 
 import torch
 from torch import Tensor
 
 from data import randomness
 from model.biglearn import BigLearnModel
+from model.gaussian import Gaussian, Prior
 
 
 def pseudo_gibbs(
@@ -19,23 +20,49 @@ def pseudo_gibbs(
     draws: int,
     seed: int,
     index_B: Tensor,
+    metropolis: bool = False,
 ) -> list[Tensor]:
     """Alternate z ~ p(z | x) and x_missing ~ N(mean of p(x | z), variance), the known patches held fast.
+
+    So by itself it is pseudo-Gibbs (Rezende et al. 2014, appendix F), whose chain has another distribution than the
+    model where p(z | x) is not its posterior. metropolis: such a z is only proposed, and accepted as often as the
+    model's own posterior asks for (Metropolis-within-Gibbs; Mattei & Frellsen 2018).
 
     start_LD: what the missing patches start from. After burn_in steps, the means of every `steps`-th step are given,
     `draws` of them, (B, L, D) each, the known patches untouched. index_B: the numbers of the images, which with the
     seed give the draws.
     """
     everything_BL, nothing_BL = torch.ones_like(observed_BL), torch.zeros_like(observed_BL)
-    chain_BLD = torch.where(observed_BL[..., None], x_BLD, start_LD)
+    chain_BLD, found = torch.where(observed_BL[..., None], x_BLD, start_LD), None
     states = []
     for step in range(burn_in + draws * steps):
         posterior = model.encode(chain_BLD, everything_BL)
         z_BZ = posterior.draw(randomness.normal(seed, f"pseudo-Gibbs z {step}", index_B, posterior.mu_BZ.shape[1]))
-        mean_BLD = torch.where(observed_BL[..., None], x_BLD, model.decode(z_BZ, chain_BLD, nothing_BL))
+        new = z_BZ, model.decode(z_BZ, chain_BLD, nothing_BL)
+        if metropolis and found:
+            prior = model.prior(x_BLD, nothing_BL)
+            weights_B = [_log_weight(chain_BLD, *pair, variance, prior, posterior) for pair in (new, found)]
+            uniform_B = randomness.uniform(seed, f"pseudo-Gibbs accept {step}", index_B, 1).squeeze(1)
+            accepted_B = uniform_B.log() < weights_B[0] - weights_B[1]
+            found = tuple(torch.where(_as_wide(accepted_B, a), a, b) for a, b in zip(new, found, strict=True))
+        else:
+            found = new
+        mean_BLD = torch.where(observed_BL[..., None], x_BLD, found[1])
         if step >= burn_in and (step - burn_in + 1) % steps == 0:
             states.append(mean_BLD)
         noise_BN = randomness.normal(seed, f"pseudo-Gibbs x {step}", index_B, x_BLD[0].numel())
         noisy_BLD = mean_BLD + variance**0.5 * noise_BN.view_as(x_BLD)
         chain_BLD = torch.where(observed_BL[..., None], x_BLD, noisy_BLD)
     return states
+
+
+def _log_weight(
+    x_BLD: Tensor, z_BZ: Tensor, mean_BLD: Tensor, variance: float, prior: Prior, posterior: Gaussian
+) -> Tensor:
+    """log p(x, z) - log q(z | x) of whole images, but for a constant, (B,)."""
+    error_B = (x_BLD - mean_BLD).square().sum((1, 2))
+    return -0.5 * error_B / variance + prior.log_prob(z_BZ) - posterior.log_prob(z_BZ)
+
+
+def _as_wide(value_B: Tensor, like: Tensor) -> Tensor:
+    return value_B.view(-1, *[1] * (like.dim() - 1))

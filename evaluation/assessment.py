@@ -5,7 +5,7 @@ depend on the number of ranks, but for rounding.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -24,6 +24,7 @@ from data.read.stream import Stream
 from evaluation.gaussian import ConditionalGaussian, squared_error
 from evaluation.inpainting import References, fillers, filling_sheet, scores
 from evaluation.probe import accuracy, features_of, with_random_patches
+from evaluation.shares import gathered, mean_and_error, share
 from model.masks import SHAPES, STANDARD_MASKS, observed_of_kind, standard_mask
 from trainer.evaluation import EvaluateConfig, evaluate
 from trainer.metrics.progress import progress
@@ -40,7 +41,10 @@ _SHOWN_IMAGES = 12
 
 @dataclass(frozen=True)
 class Extent:
-    """On how many images of which split, and how closely. Where a split has fewer images, all of them are taken."""
+    """On how many images of which split, and how closely. Where a split has fewer images, all of them are taken.
+
+    A part of 0 images is left out: it has no rows.
+    """
 
     split: str = "test"  # of the test images: "holdout" takes those that the run held out
     images: int | None = None  # test images of the ELBOs; None: all
@@ -70,7 +74,7 @@ def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, exten
     elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)
     images = min(extent.images or test.images, test.images)
     latent = {"dimensions": vae.model.config.latent_dim, "active_units": elbos.pop("active_units"), "images": images}
-    references = _references(train, extent, data.patch_size)
+    references = references_of(train, extent, data.patch_size)
     report = {
         "format": FORMAT,
         "method": description.method,
@@ -91,25 +95,7 @@ def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, exten
     return report, filling_sheet(vae, fillers(vae, references, 1, extent.seed), images_BHWC)
 
 
-def _share(count: int, world: World, portion: int = 100) -> Sequence[Tensor]:
-    """Of the positions 0 .. count - 1 those of this rank, in portions."""
-    mine = torch.arange(count).tensor_split(world.size)[world.rank]
-    return mine.split(portion) if len(mine) else ()
-
-
-def _gathered(world: World, parts: list[Tensor]) -> Tensor:
-    """The values of all ranks, in the order of the positions."""
-    return torch.cat([part for of_rank in world.gather(parts) for part in of_rank])
-
-
-def _mean(value_B: Tensor) -> dict[str, float | None]:
-    """Mean and standard error, which a single value has not."""
-    value_B = value_B.double()
-    error = value_B.std().item() / len(value_B) ** 0.5 if len(value_B) > 1 else None
-    return {"mean": value_B.mean().item(), "standard_error": error}
-
-
-def _references(train: Stream, extent: Extent, patch_size: int) -> References:
+def references_of(train: Stream, extent: Extent, patch_size: int) -> References:
     """The same on every rank."""
     gaussian = ConditionalGaussian.fit(_spread(train, extent.gaussian_images), patch_size)
     images_NHWC = _spread(train, extent.references)
@@ -124,22 +110,22 @@ def _spread(train: Stream, most: int) -> Tensor:
 
 
 def _bounds(vae: BigLearnVAE, test: Stream, world: World, extent: Extent) -> list[dict]:
-    """Importance-weighted bounds of log p(x), and of log p(x_T | x_S) with half of the patches known, nats an image."""
+    """Importance-weighted bounds of log p(x), and of log p(x_T | x_S) for the standard masks, nats an image."""
     count, patches = min(extent.bound_images, test.images), vae.description.data.patches
     tasks: dict[str, Callable[[Tensor], Tensor | None]] = {"log p(x)": lambda index_B: None}
     if vae.method.is_conditional:
-        tasks["log p(x_T | x_S), half known"] = partial(_random_half, patches=patches, seed=extent.seed)
+        tasks |= {f"log p(x_T | x_S), {mask}": partial(standard_mask, mask, patches=patches) for mask in STANDARD_MASKS}
     rows = []
-    if not vae.variance:  # β = 0: pixels of variance 0 have no likelihood
+    if not count or not vae.variance:  # β = 0: pixels of variance 0 have no likelihood
         return rows
     for name, observed in tasks.items():
         for samples in sorted({1, extent.bound_samples}):
             values = []
-            for index_B in progress(_share(count, world), f"{name}, {samples} weights", shown=world.is_main):
+            for index_B in progress(share(count, world), f"{name}, {samples} weights", shown=world.is_main):
                 images_BHWC, first = read_images(test, index_B), index_B[0].item()
                 how = {"samples": samples, "seed": extent.seed, "first_index": first}
                 values.append(vae.log_likelihood_bound(images_BHWC, observed(index_B), **how))
-            rows.append({"of": name, "samples": samples, "images": count, **_mean(_gathered(world, values))})
+            rows.append({"of": name, "samples": samples, "images": count, **mean_and_error(gathered(world, values))})
     return rows
 
 
@@ -159,13 +145,9 @@ def _gaussian(
     linear = partial(gaussian.joint_elbo, latent_dim=vae.description.model.latent_dim, beta=vae.variance)
     bound_images = min(extent.bound_images, test.images)
     for name, measure, count in (("log_density", wide.log_density, bound_images), ("joint_elbo", linear, images)):
-        parts = [measure(read_images(test, index_B)) for index_B in _share(count, world)]
-        found[name] = {"images": count, **_mean(_gathered(world, parts))}
+        parts = [measure(read_images(test, index_B)) for index_B in share(count, world)]
+        found[name] = {"images": count, **mean_and_error(gathered(world, parts))}
     return found
-
-
-def _random_half(index_B: Tensor, patches: int, seed: int) -> Tensor:
-    return observed_of_kind("random", 0.5, index_B, patches, seed)
 
 
 def _filling(
@@ -178,7 +160,7 @@ def _filling(
     count, patches = min(extent.filling_images, test.images), vae.description.data.patches
     draws = extent.filling_draws if vae.method.is_conditional else extent.draws  # a chain's draws cost far more
     ways, parts = fillers(vae, references, draws, extent.seed), {}
-    mine = _share(count, world, portion=50)
+    mine = share(count, world, portion=50)
     for index_B, mask in progress([*product(mine, STANDARD_MASKS)], "standard masks", shown=world.is_main):
         whole = vae.observe(read_images(test, index_B))
         given = whole.hide(~standard_mask(mask, index_B, patches))
@@ -193,7 +175,7 @@ def _filling(
     names = world.gather([*parts])[0]  # the first rank has images whatever their number
     rows = []
     for mask, way in product(STANDARD_MASKS, names):
-        found = _mean(_gathered(world, parts.get(way, {}).get(mask, [])))
+        found = mean_and_error(gathered(world, parts.get(way, {}).get(mask, [])))
         error = {"error": found["mean"], "standard_error": found["standard_error"]}
         rows.append({"mask": mask, "way": way, "images": count, **error})
     return rows
@@ -206,7 +188,9 @@ def _inpainting(
     count, patches = min(extent.inpainting_images, test.images), vae.description.data.patches
     ways = fillers(vae, references, extent.draws, extent.seed)
     cells = [*product(SHAPES, MASK_RATIOS)]
-    mine, parts = _share(count, world, portion=50), {}
+    if not count:
+        return []
+    mine, parts = share(count, world, portion=50), {}
     for index_B, (kind, s_ratio) in progress([*product(mine, cells)], "in-painting", shown=world.is_main):
         whole = vae.observe(read_images(test, index_B))
         observed_BL = observed_of_kind(kind, s_ratio, index_B, patches, extent.seed)
@@ -219,7 +203,7 @@ def _inpainting(
     for name, (kind, s_ratio) in product(ways, cells):
         row = {"way": name, "mask": kind, "s_ratio": s_ratio, "images": count}
         for score in ("error", "psnr", "ssim", "diversity"):
-            value_B = _gathered(world, parts.get((name, kind, s_ratio, score), []))
+            value_B = gathered(world, parts.get((name, kind, s_ratio, score), []))
             row[score] = value_B.double().mean().item()
         if not math.isnan(row["error"]):  # a mask of few patches may leave nothing missing
             rows.append(row)
@@ -231,6 +215,8 @@ def _probe(
 ) -> list[dict[str, str | float]]:
     """Accuracy of linear probes against the share of known patches; none where there are no classes."""
     n_train, n_test = min(extent.probe_images, train.images), min(extent.probe_test_images, test.images)
+    if not n_train or not n_test:
+        return []
     position_N = torch.arange(n_train) * (train.images // n_train)
     position_M = torch.arange(n_test) * (test.images // n_test)
     label_N, label_M = (s.read(p).label_B.cpu().numpy() for s, p in ((train, position_N), (test, position_M)))

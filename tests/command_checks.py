@@ -25,6 +25,7 @@ import yaml
 from data.errors import UserError
 from launch.commands.stages import Stages
 from model.method import METHODS
+from reproduction.grid import load_grid
 from tests.mutations import MUTATIONS
 from tests.programs import BIN, ROOT
 from tests.shown import shown_commands
@@ -141,7 +142,7 @@ def _configs_of(words: list[str]) -> list[Config]:
 
 @cache
 def sweeps() -> set[str]:
-    return {yaml.safe_load(path.read_text())["run_dir"] for path in ROOT.glob("configs/sweeps/*.yaml")}
+    return {yaml.safe_load(path.read_text())["run_dir"] for path in ROOT.glob("configs/reproduction/*.yaml")}
 
 
 @cache
@@ -310,6 +311,14 @@ def check_quality(call: Call) -> None:
         assert quality.speed(options.throughput, options.methods[0], "dense")
 
 
+def check_reproduction(call: Call) -> None:
+    """The runs of a grid, on what a person has prepared."""
+    options = parsed(call)
+    if options.grid:
+        for config in load_grid(options.grid, options.overrides)[1]:
+            require_fit(config, call.ranks)
+
+
 def check_mutants(call: Call) -> None:
     assert {*parsed(call).names} <= {mutation.name for mutation in MUTATIONS}
 
@@ -351,6 +360,7 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "launch/pipeline.py": run_dry,
     "launch/prepare.py": check_preparation,
     "launch/replay.py": check_replay,
+    "launch/reproduce.py": check_reproduction,
     "launch/sample.py": run_it,
     "launch/slurm/cancel.py": parsed,
     "launch/slurm/status.py": parsed,

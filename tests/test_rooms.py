@@ -24,6 +24,7 @@ FLOORS = (
     ("trainer.checkpoints",),
     ("trainer",),
     ("evaluation",),
+    ("reproduction",),
     ("launch.commands",),
     ("launch", "launch.slurm", "launch.monitoring"),
 )

@@ -171,10 +171,12 @@ def inpaint(vae: BigLearnVAE, given: Observation, options: Namespace) -> Result:
     _DRAWS,
     option("--burn-in", type=whole_number, default=50, metavar="N", help="default: %(default)s"),
     option("--steps", type=whole_number, default=10, metavar="N", help="between draws; default: %(default)s"),
+    option("--metropolis", action="store_true", help="correct for an encoder that is not the posterior"),
 )
 def pseudo_gibbs(vae: BigLearnVAE, given: Observation, options: Namespace) -> Result:
     how = {"draws": options.draws, "burn_in": options.burn_in, "steps": options.steps, "seed": options.seed}
-    return _drawn(given, vae.pseudo_gibbs(given, **how), "pseudo-Gibbs")
+    how |= {"metropolis": options.metropolis}
+    return _drawn(given, vae.pseudo_gibbs(given, **how), "Metropolis" if options.metropolis else "pseudo-Gibbs")
 
 
 def _drawn(given: Observation, images_KBHWC: Tensor, what: str) -> Result:

@@ -29,7 +29,7 @@ examples:
   python launch/slurm/submit.py --config configs/mnist_case1.yaml --gpus-per-node 1
   python launch/slurm/submit.py --config configs/celeba_base.yaml --nodes 4 --gpus-per-node 8 train.batch_size=512
   python launch/slurm/submit.py --pipeline --config configs/celeba_base.yaml --source /data/celeba --gpus-per-node 8
-  python launch/slurm/submit.py --sweep configs/sweeps/table3.yaml --gpus-per-node 1 --at-once 8 slurm.time=4:00:00
+  python launch/slurm/submit.py --sweep configs/reproduction/table3.yaml --gpus-per-node 1 slurm.time=4:00:00
   python launch/slurm/submit.py --config configs/digits.yaml --ranks-per-node 2 --dry-run
 
 Overrides are those of launch/train.py; with slurm. before them, of the profile. See docs/clusters.md.
@@ -98,7 +98,9 @@ def _parser() -> Parser:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="one run")
-    what.add_argument("--sweep", metavar="FILE", help="all runs of a file of configs/sweeps/, as an array of jobs")
+    what.add_argument(
+        "--sweep", metavar="FILE", help="all runs of a file of configs/reproduction/, as an array of jobs"
+    )
     add("--pipeline", action="store_true", help="with --config: both stages, each step after the last one")
     add("--source", metavar="DIR", help="of --pipeline: folder of the original files")
     add("--nodes", type=whole_number, default=1, metavar="N", help="default: 1")
@@ -158,9 +160,9 @@ def _pipeline(options: argparse.Namespace, overrides: list[str]) -> _Order:
 def _sweep(options: argparse.Namespace, overrides: list[str]) -> _Order:
     """An array, one place for each run that is not whole."""
     from launch.commands.stages import why_trained
-    from launch.slurm.sweep import load_sweep
+    from reproduction.grid import load_grid
 
-    base, configs = load_sweep(Path(options.sweep), overrides)
+    base, configs = load_grid(Path(options.sweep), overrides)
     todo = [config for config in configs if not why_trained(config)]
     if not todo:
         raise UserError(f"{base}: all {len(configs)} runs are trained already")

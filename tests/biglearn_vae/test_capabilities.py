@@ -220,6 +220,33 @@ def test_pseudo_gibbs_samples_the_conditional_of_a_known_joint():
     assert torch.equal(state_BLD[:, 0], x_BLD[:, 0])
 
 
+def test_metropolis_within_gibbs_corrects_an_encoder_that_is_wrong():
+    """As above with a p(z | x) off by a half and half as wide again: pseudo-Gibbs is led astray, Metropolis is not."""
+    from biglearn_vae.pseudo_gibbs import pseudo_gibbs
+
+    class Joint:
+        def encode(self, x_BLD, observed_BL):
+            variance = 1 / (1 + 2 / 0.5)
+            mu_BZ = variance * x_BLD.sum(1) / 0.5 + 0.5
+            return Gaussian(mu_BZ, torch.full_like(mu_BZ, 2.25 * variance).log())
+
+        def decode(self, z_BZ, x_BLD, observed_BL):
+            return z_BZ[:, None].expand(-1, 2, -1)
+
+        def prior(self, x_BLD, observed_BL):
+            return Gaussian.standard(x_BLD[:, 0])
+
+    x_BLD = torch.tensor([[[1.2], [0.0]]]).expand(4000, -1, -1)
+    observed_BL = torch.tensor([[True, False]]).expand(4000, -1)
+    how = {"variance": 0.5, "burn_in": 60, "steps": 1, "draws": 1, "seed": 0, "index_B": torch.arange(4000)}
+    start_LD = torch.full((2, 1), 1.0)
+    (astray_BLD,) = pseudo_gibbs(Joint(), x_BLD, observed_BL, start_LD, **how)
+    assert astray_BLD[:, 1, 0].mean().item() > 1.2 / 1.5 + 0.3
+    (state_BLD,) = pseudo_gibbs(Joint(), x_BLD, observed_BL, start_LD, **how, metropolis=True)
+    assert state_BLD[:, 1, 0].mean().item() == pytest.approx(1.2 / 1.5, abs=0.04)
+    assert state_BLD[:, 1, 0].var().item() == pytest.approx(1 / 3, abs=0.04)
+
+
 def test_sensitivities_and_interpolation(vae, digits):
     given = hidden(vae, digits[:8])
     base, changed = vae.decoding_sensitivity(given, [0, 5], delta=5.0)

@@ -9,7 +9,7 @@ import yaml
 
 from data.errors import UserError
 from launch.slurm.cluster import load_profile
-from launch.slurm.sweep import load_sweep
+from reproduction.grid import load_grid
 from trainer.config import dump_config, load_config
 
 BASE = "data: {source: digits}\ntrain: {total_images: 960}\n"
@@ -171,7 +171,7 @@ def test_a_key_that_stands_twice_is_refused_in_profiles_and_sweeps(tmp_path):
         load_profile(str(tmp_path / "p.yaml"))
     (tmp_path / "s.yaml").write_text("run_dir: x\nconfigs: [a.yaml]\nvalues:\n  seed: [1]\n  seed: [2]\n")
     with pytest.raises(UserError, match="key seed stands in line 4 and again in line 5"):
-        load_sweep(tmp_path / "s.yaml", [])
+        load_grid(tmp_path / "s.yaml", [])
 
 
 def test_dotted_keys_in_a_file_are_those_of_the_section(tmp_path):

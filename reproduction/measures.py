@@ -1,0 +1,107 @@
+"""From the configuration of a cell to its figures: train, evaluate, and what only a comparison of methods needs."""
+
+import time
+from dataclasses import asdict, replace
+
+from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae.find_images import open_images
+from biglearn_vae.images import open_stream
+from data.errors import NonFiniteError
+from data.read.holdout import trained_images
+from evaluation.assessment import Extent, assess, references_of
+from evaluation.chains import fillings_and_times
+from evaluation.figures import epochs_of
+from evaluation.inpainting import fillers
+from evaluation.sharpness import Judge, sharpness, train_judge
+from reproduction.cell import RECIPE_VERSION, Cell, config_checksum, name_of
+from trainer.build import meta_task
+from trainer.config import Config
+from trainer.loop import train
+from trainer.metrics.json_lines import read_lines, spent
+from trainer.ranks.stop import StopRequest
+from trainer.ranks.world import World
+from trainer.run_directory import RunDirectory
+from trainer.tasks.cost import measure_cost
+
+# On how many test images a cell looks, by the device: a chain of the joint VAE costs a hundred times a filling.
+ON_GPU = Extent(filling_images=10_000, inpainting_images=0, gaussian_images=60_000)
+ON_CPU = Extent(images=1000, bound_images=200, inpainting_images=0, probe_images=4000, probe_test_images=2000)
+JUDGED_IMAGES = {"cuda": 10_000, "cpu": 500}
+CHAIN_IMAGES = {"cuda": 1000, "cpu": 50}
+_FILLED_BY_CHAINS = {"cuda": 1000, "cpu": 100}
+
+_CURVE = ("images", "biglearn_elbo", "joint_elbo", "inpainting_error", "inpainting_error_fifth")
+_KEPT = ("extent", "elbos", "bounds", "gaussian", "latent", "filling", "probe")  # of a report
+
+
+def make_cell(config: Config, world: World, stop: StopRequest, machine: dict, judges: dict[str, Judge]) -> Cell | None:
+    """Train the run, or go on with it, and measure it. None when it was asked to stop.
+
+    machine: hardware, versions and revision. judges: of the data sets that were met, by their checksum; it grows. A
+    training that ends in values that are not finite makes a cell that says so.
+    """
+    run, failed, figures = RunDirectory(config.run_dir), None, {}
+    try:
+        if train(config, world, run, resume=True, stop=stop)["stopped_by"]:
+            return None
+        trained = time.monotonic()
+        figures = _figures(config, run, world, judges)
+    except NonFiniteError as error:
+        trained, failed = time.monotonic(), str(error).partition(", which ")[0]
+    measuring = time.monotonic() - trained
+    task, model = meta_task(config), config.model
+    lines = read_lines(run.metrics)
+    return Cell(
+        name=name_of(config),
+        config_checksum=config_checksum(config),
+        recipe_version=RECIPE_VERSION,
+        source=config.data.source,
+        size=(model.encoder_depth + model.decoder_depth, model.embed_dim, model.latent_dim),
+        method=config.method,
+        mask_tokens=model.mask_tokens,
+        seed=config.seed,
+        images=lines[-1]["images"] if lines else 0,
+        images_per_epoch=figures.pop("images_per_epoch", 0),
+        batch_size=config.train.batch_size,
+        parameters=sum(p.numel() for p in task.parameters()),
+        flops_per_image=measure_cost(task, config.data.patches, config.data.token_dim).flops_per_image,
+        ways={**run.record().ways, "engine": config.engine.name, "precision": config.engine.precision},
+        seconds={"training": spent(lines)[0], "measuring": measuring},
+        failed=failed,
+        figures=figures,
+        **machine,
+    )
+
+
+def _figures(config: Config, run: RunDirectory, world: World, judges: dict[str, Judge]) -> dict:
+    """What a reader of the paper asks of a model: the parts of evaluation's report, and
+
+    times: errors of fillings and what they cost (evaluation/chains.py). sharpness: what a classifier makes of fillings
+    and samples, where there are classes. curve: the evaluations during training, with the seconds until then. epochs:
+    loss and time of each (Fig. 13).
+    """
+    device, vae = world.device.type, BigLearnVAE.load(run.path, world.device)
+    data, index = open_images(vae.description, run.path)
+    extent = replace(ON_GPU if device == "cuda" else ON_CPU, seed=0)
+    if not vae.method.is_conditional:
+        extent = replace(extent, filling_images=_FILLED_BY_CHAINS[device])
+    report, _ = assess(vae, data, index, world, extent)
+    train_stream, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
+    references = references_of(train_stream, extent, data.patch_size)
+    figures = {key: report[key] for key in _KEPT}
+    times = fillings_and_times(vae, test, references.mean_HWC, world, CHAIN_IMAGES[device], extent.seed)
+    figures["times"] = times
+    if 1 < index.classes <= 1000:
+        if index.checksum not in judges:
+            judges[index.checksum] = train_judge(train_stream, index.classes)
+        ways, images = fillers(vae, references, 1, extent.seed), JUDGED_IMAGES[device]
+        figures["sharpness"] = sharpness(vae, ways, judges[index.checksum], test, world, images, extent.seed)
+    lines, images = run.lines(), trained_images(index.images["train"], config.data.holdout)
+    evaluations = [line for line in read_lines(run.evaluations) if line["images"]]
+    figures["curve"] = [
+        {name: line[name] for name in _CURVE if name in line}
+        | {"seconds": spent(step for step in lines if step["images"] <= line["images"])[0]}
+        for line in evaluations
+    ]
+    figures["epochs"] = asdict(epochs_of(lines, images))
+    return figures | {"images_per_epoch": images}
