@@ -48,7 +48,7 @@ class Extent:
 
     split: str = "test"  # of the test images: "holdout" takes those that the run held out
     images: int | None = None  # test images of the ELBOs; None: all
-    bound_images: int = 500
+    bound_images: int = 200
     bound_samples: int = 64  # importance weights
     inpainting_images: int = 500
     draws: int = 4  # completions of an image

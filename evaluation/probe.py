@@ -1,5 +1,6 @@
 """Linear probing (paper Fig. 4): how well a logistic regression tells classes from what is known of images."""
 
+import hashlib
 import warnings
 from collections.abc import Callable
 
@@ -52,8 +53,21 @@ def with_random_patches(vae: BigLearnVAE, images_BHWC: Tensor, index_B: Tensor, 
 def accuracy(train_NF: np.ndarray, label_N: np.ndarray, test_MF: np.ndarray, label_M: np.ndarray, pca: int = 0):
     """Share of the test images that a logistic regression on standardised features gets right.
 
-    pca: first so many principal components of the features; 0: the features themselves.
+    pca: first so many principal components of the features; 0: the features themselves. What this process was asked
+    before, it remembers: pixels are the same for every model of a grid.
     """
+    arrays = (train_NF, label_N, test_MF, label_M)
+    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    asked = hashlib.sha256(content).digest(), train_NF.shape, test_MF.shape, pca
+    if asked not in _answers:
+        _answers[asked] = _accuracy(*arrays, pca)
+    return _answers[asked]
+
+
+_answers: dict[tuple, float] = {}
+
+
+def _accuracy(train_NF: np.ndarray, label_N: np.ndarray, test_MF: np.ndarray, label_M: np.ndarray, pca: int) -> float:
     steps = [PCA(pca, random_state=0)] if pca else []
     probe = make_pipeline(*steps, StandardScaler(), LogisticRegression(max_iter=300))
     # Images that are all alike have no variance whose shares PCA, which looks at them, could tell.

@@ -48,7 +48,8 @@ def page(title: str, reports: Reports, pictures: dict[str, bytes]) -> str:
     parts = [f"<h1>{html.escape(title)}</h1>", _facts(reports), "<h2>Evidence</h2>", _elbos(reports)]
     parts += [_image(plot(reports), caption) for caption, plot in _plots(reports).items()]
     parts += ["<h2>In-painting: four standard masks</h2>", _filling_text(reports), _filling_table(reports)]
-    parts += ["<h2>In-painting: four kinds of masks</h2>", _inpainting_text(reports), _inpainting_table(reports)]
+    if any(report["inpainting"] for report in reports.values()):
+        parts += ["<h2>In-painting: four kinds of masks</h2>", _inpainting_text(reports), _inpainting_table(reports)]
     for caption, content in pictures.items():
         source = base64.b64encode(content).decode()
         parts += [f"<h2>{html.escape(caption)}</h2>", f'<img alt="" src="data:image/png;base64,{source}">']
@@ -149,7 +150,9 @@ def _plots(reports: Reports) -> dict[str, Callable[[Reports], Figure]]:
     plots: dict[str, Callable[[Reports], Figure]] = {}
     if len(reports) > 1:
         plots[f"{_split(reports).capitalize()} JointELBO of the runs (as Fig. 2 of the paper)"] = joint_elbos
-    plots["The missing part against the share of patches that are known, for four kinds of masks"] = inpainting_curves
+    if any(report["inpainting"] for report in reports.values()):
+        caption = "The missing part against the share of patches that are known, for four kinds of masks"
+        plots[caption] = inpainting_curves
     if any(report["probe"] for report in reports.values()):
         plots[f"Accuracy of linear probes on {_split(reports)} images (as Fig. 4 of the paper)"] = probe_curves
     return plots
@@ -258,8 +261,7 @@ def _filling_table(reports: Reports) -> str:
 
 
 def _inpainting_text(reports: Reports) -> str:
-    report = next(iter(reports.values()))
-    images = report["inpainting"][0]["images"]
+    images = next(report["inpainting"][0]["images"] for report in reports.values() if report["inpainting"])
     return (
         f"<p>The missing part of {images:,} {_split(reports)} images, half of whose patches are known: squared error a "
         "pixel, PSNR (dB), SSIM, and diversity (root of the mean variance over the draws). A drawn completion errs by "

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     of_split = "holdout: instead of the test images those that the run held out (data.holdout); default: %(default)s"
     add("--split", choices=NAMES, default="test", help=of_split)
     add("--images", type=whole_number, metavar="N", help="test images of the ELBOs; default: all")
-    add("--bound-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
+    add("--bound-images", type=whole_number, metavar="N", default=200, help="default: %(default)s")
     add("--bound-samples", type=whole_number, metavar="K", default=64, help="importance weights; default: %(default)s")
     add("--inpainting-images", type=whole_number, metavar="N", default=500, help="default: %(default)s")
     filled = "test images of the four standard masks; default: %(default)s"

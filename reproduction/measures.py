@@ -24,11 +24,11 @@ from trainer.run_directory import RunDirectory
 from trainer.tasks.cost import measure_cost
 
 # On how many test images a cell looks, by the device: a chain of the joint VAE costs a hundred times a filling.
-ON_GPU = Extent(filling_images=10_000, inpainting_images=0, gaussian_images=60_000)
-ON_CPU = Extent(images=1000, bound_images=200, inpainting_images=0, probe_images=4000, probe_test_images=2000)
-JUDGED_IMAGES = {"cuda": 10_000, "cpu": 500}
-CHAIN_IMAGES = {"cuda": 1000, "cpu": 50}
-_FILLED_BY_CHAINS = {"cuda": 1000, "cpu": 100}
+ON_GPU = Extent(bound_images=1000, filling_images=2000, inpainting_images=0, gaussian_images=60_000)
+ON_CPU = Extent(images=1000, inpainting_images=0, probe_images=4000, probe_test_images=2000)
+JUDGED_IMAGES = {"cuda": 2000, "cpu": 500}
+CHAIN_IMAGES = {"cuda": 500, "cpu": 50}
+_FILLED_BY_CHAINS = {"cuda": 500, "cpu": 100}
 
 _CURVE = ("images", "biglearn_elbo", "joint_elbo", "inpainting_error", "inpainting_error_fifth")
 _KEPT = ("extent", "elbos", "bounds", "gaussian", "latent", "filling", "probe")  # of a report

@@ -175,7 +175,7 @@ def test_the_report_holds_every_figure(vae, report):
     assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
     assert {"biglearn_elbo", "joint_elbo", "joint_elbo_standard_prior"} <= report["elbos"].keys()
     assert {(row["of"], row["samples"]) for row in report["bounds"]} == {
-        (of, k) for of in ("log p(x)", "log p(x_T | x_S), half known") for k in (1, 2)
+        (of, k) for of in ("log p(x)", *(f"log p(x_T | x_S), {mask}" for mask in STANDARD_MASKS)) for k in (1, 2)
     }
     ways = {row["way"] for row in report["inpainting"]}
     assert ways == {
@@ -238,8 +238,8 @@ def test_the_gaussian_has_bounds_with_the_variance_of_the_model(vae, of_report, 
 
 def test_the_joint_vae_and_the_picture_of_fillings(joint, images_of_vae, world):
     few = Extent(
-        images=2, bound_images=1, bound_samples=1, inpainting_images=1, draws=2, references=5, probe_images=12,
-        probe_test_images=5, filling_images=1, gaussian_images=50,
+        images=2, bound_images=1, bound_samples=1, inpainting_images=0, draws=2, references=5, probe_images=0,
+        filling_images=1, gaussian_images=50,
     )  # fmt: skip
     report, picture = assess(joint, *images_of_vae, world, few)
     ways = [row["way"] for row in report["filling"] if row["mask"] == "centre missing"]
@@ -248,6 +248,8 @@ def test_the_joint_vae_and_the_picture_of_fillings(joint, images_of_vae, world):
     assert all(row["standard_error"] is None for row in report["filling"])
     assert picture.height > 4 * 4 * 64  # of each mask: what is known, two ways of the model, the Gaussian
     assert "pseudo-Gibbs, mean of 2" in words({"run": report})
+    assert report["inpainting"] == report["probe"] == []  # of no images
+    assert "pseudo-Gibbs, mean of 2" in page("run", {"run": report}, {})
 
 
 def test_the_page_is_self_contained_and_names_cannot_break_it(report):
