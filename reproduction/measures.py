@@ -1,7 +1,10 @@
 """From the configuration of a cell to its figures: train, evaluate, and what only a comparison of methods needs."""
 
+import gc
 import time
 from dataclasses import asdict, replace
+
+import torch
 
 from biglearn_vae.capabilities import BigLearnVAE
 from biglearn_vae.find_images import open_images
@@ -44,11 +47,15 @@ def make_cell(config: Config, world: World, stop: StopRequest, machine: dict, ju
     try:
         if train(config, world, run, resume=True, stop=stop)["stopped_by"]:
             return None
-        trained = time.monotonic()
-        figures = _figures(config, run, world, judges)
+        gc.collect()  # engines refer to themselves; what they held is wanted by the next
+        torch.cuda.empty_cache()
+        start = time.monotonic()
+        figures = _figures(config, run, world, stop, judges)
+        if figures is None:
+            return None
     except NonFiniteError as error:
-        trained, failed = time.monotonic(), str(error).partition(", which ")[0]
-    measuring = time.monotonic() - trained
+        start, failed = time.monotonic(), str(error).partition(", which ")[0]
+    measuring = time.monotonic() - start
     task, model = meta_task(config), config.model
     lines = read_lines(run.metrics)
     return Cell(
@@ -73,8 +80,10 @@ def make_cell(config: Config, world: World, stop: StopRequest, machine: dict, ju
     )
 
 
-def _figures(config: Config, run: RunDirectory, world: World, judges: dict[str, Judge]) -> dict:
-    """What a reader of the paper asks of a model: the parts of evaluation's report, and
+def _figures(
+    config: Config, run: RunDirectory, world: World, stop: StopRequest, judges: dict[str, Judge]
+) -> dict | None:
+    """What a reader of the paper asks of a model, None when asked to stop: the parts of evaluation's report, and
 
     times: errors of fillings and what they cost (evaluation/chains.py). sharpness: what a classifier makes of fillings
     and samples, where there are classes. curve: the evaluations during training, with the seconds until then. epochs:
@@ -86,11 +95,15 @@ def _figures(config: Config, run: RunDirectory, world: World, judges: dict[str, 
     if not vae.method.is_conditional:
         extent = replace(extent, filling_images=_FILLED_BY_CHAINS[device])
     report, _ = assess(vae, data, index, world, extent)
+    if stop.signal is not None:
+        return None
     train_stream, test = (open_stream(data, index, split, None, world.device) for split in ("train", "test"))
     references = references_of(train_stream, extent, data.patch_size)
     figures = {key: report[key] for key in _KEPT}
     times = fillings_and_times(vae, test, references.mean_HWC, world, CHAIN_IMAGES[device], extent.seed)
     figures["times"] = times
+    if stop.signal is not None:
+        return None
     if 1 < index.classes <= 1000:
         if index.checksum not in judges:
             judges[index.checksum] = train_judge(train_stream, index.classes)
