@@ -189,7 +189,7 @@ def costs(entries: Sequence[Entry]) -> Claim:
         ours, literal = (next(iter(first[m].get("biglearn_u", {}).values()), None) for m in ("query_only", "dense"))
         if ours and literal:
             faster.append(seconds_an_epoch(literal) / seconds_an_epoch(ours))
-    because = f"U as the paper has it takes {spread(faster)} times the time of ours" if faster else ""
+    because = f"U as the paper has it (dense) takes {spread(faster)} times the time of ours" if faster else ""
     verdict = judged([ratio - 1 for ratio in faster], 1)
     head = ("", "mode", "method", "MFLOP an image", "of the vae's", "seconds an epoch", "of the vae's", "on")
     return Claim("c", paper, verdict, because, head, rows)
