@@ -7,6 +7,8 @@ from data import randomness
 from model.biglearn import BigLearnModel
 from model.gaussian import Gaussian, Prior
 
+WARM_UP = 20  # steps of pseudo-Gibbs: far from what the model knows, hardly a proposal would be accepted
+
 
 def pseudo_gibbs(
     model: BigLearnModel,
@@ -25,8 +27,8 @@ def pseudo_gibbs(
     """Alternate z ~ p(z | x) and x_missing ~ N(mean of p(x | z), variance), the known patches held fast.
 
     So by itself it is pseudo-Gibbs (Rezende et al. 2014, appendix F), whose chain has another distribution than the
-    model where p(z | x) is not its posterior. metropolis: such a z is only proposed, and accepted as often as the
-    model's own posterior asks for (Metropolis-within-Gibbs; Mattei & Frellsen 2018).
+    model where p(z | x) is not its posterior. metropolis: after the first WARM_UP steps such a z is only proposed, and
+    accepted as often as the model's own posterior asks for (Metropolis-within-Gibbs; Mattei & Frellsen 2018).
 
     start_LD: what the missing patches start from. After burn_in steps, the means of every `steps`-th step are given,
     `draws` of them, (B, L, D) each, the known patches untouched. index_B: the numbers of the images, which with the
@@ -34,13 +36,13 @@ def pseudo_gibbs(
     """
     everything_BL, nothing_BL = torch.ones_like(observed_BL), torch.zeros_like(observed_BL)
     chain_BLD, found = torch.where(observed_BL[..., None], x_BLD, start_LD), None
+    prior = model.prior(x_BLD, nothing_BL) if metropolis else None
     states = []
     for step in range(burn_in + draws * steps):
         posterior = model.encode(chain_BLD, everything_BL)
         z_BZ = posterior.draw(randomness.normal(seed, f"pseudo-Gibbs z {step}", index_B, posterior.mu_BZ.shape[1]))
         new = z_BZ, model.decode(z_BZ, chain_BLD, nothing_BL)
-        if metropolis and found:
-            prior = model.prior(x_BLD, nothing_BL)
+        if prior and found and step >= WARM_UP:
             weights_B = [_log_weight(chain_BLD, *pair, variance, prior, posterior) for pair in (new, found)]
             uniform_B = randomness.uniform(seed, f"pseudo-Gibbs accept {step}", index_B, 1).squeeze(1)
             accepted_B = uniform_B.log() < weights_B[0] - weights_B[1]

@@ -61,10 +61,18 @@ class Extent:
     seed: int = 0
 
 
-def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, extent: Extent) -> tuple[dict, Image.Image]:
+def assess(
+    vae: BigLearnVAE,
+    data: DataConfig,
+    index: Index,
+    world: World,
+    extent: Extent,
+    references: References | None = None,
+) -> tuple[dict, Image.Image]:
     """The report and a picture of fillings, on all ranks. Collective.
 
-    data, index: the images, as `biglearn_vae.images.open_images` finds them.
+    data, index: the images, as `biglearn_vae.images.open_images` finds them. references: what `references_of` makes of
+    them, where it is known already.
     """
     with world.agreed():
         train, test = (open_stream(data, index, split, None, world.device) for split in ("train", extent.split))
@@ -74,7 +82,7 @@ def assess(vae: BigLearnVAE, data: DataConfig, index: Index, world: World, exten
     elbos = evaluate(task, tokens, EvaluateConfig(images=extent.images), world)
     images = min(extent.images or test.images, test.images)
     latent = {"dimensions": vae.model.config.latent_dim, "active_units": elbos.pop("active_units"), "images": images}
-    references = references_of(train, extent, data.patch_size)
+    references = references or references_of(train, extent, data.patch_size)
     report = {
         "format": FORMAT,
         "method": description.method,

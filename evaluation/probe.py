@@ -57,8 +57,10 @@ def accuracy(train_NF: np.ndarray, label_N: np.ndarray, test_MF: np.ndarray, lab
     before, it remembers: pixels are the same for every model of a grid.
     """
     arrays = (train_NF, label_N, test_MF, label_M)
-    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-    asked = hashlib.sha256(content).digest(), train_NF.shape, test_MF.shape, pca
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array).data)
+    asked = content.digest(), train_NF.shape, test_MF.shape, pca
     if asked not in _answers:
         _answers[asked] = _accuracy(*arrays, pca)
     return _answers[asked]

@@ -21,6 +21,7 @@ from trainer.ranks.world import World
 
 FEATURES = 64
 _TRAINING_IMAGES, _SEEN_IMAGES, _BATCH = 20_000, 60_000, 128  # of the classifier
+_TRAINING_BYTES = 2**29
 
 
 class Judge(nn.Module):
@@ -44,7 +45,8 @@ class Judge(nn.Module):
 
 def train_judge(train: Stream, classes: int, seed: int = 0) -> Judge:
     """On images spread over the training split; the same on every rank, but for rounding between machines."""
-    count = min(_TRAINING_IMAGES, train.images)
+    one_image = read_images(train, torch.arange(1)).nbytes
+    count = min(_TRAINING_IMAGES, train.images, max(1, _TRAINING_BYTES // one_image))
     position_N = torch.arange(count) * (train.images // count)
     images_NHWC, label_N = read_images(train, position_N), train.read(position_N).label_B.cpu()
     with torch.random.fork_rng():
@@ -109,7 +111,8 @@ def frechet_distance(one_NF: Tensor, other_MF: Tensor) -> float:
     root_FF = _root(torch.cov(one_NF.T))
     product_FF = _root(root_FF @ torch.cov(other_MF.T) @ root_FF)
     between = (one_NF.mean(0) - other_MF.mean(0)).square().sum()
-    return (between + torch.cov(one_NF.T).trace() + torch.cov(other_MF.T).trace() - 2 * product_FF.trace()).item()
+    spread = torch.cov(one_NF.T).trace() + torch.cov(other_MF.T).trace() - 2 * product_FF.trace()
+    return (between + spread).clamp(min=0).item()
 
 
 def _root(symmetric_FF: Tensor) -> Tensor:

@@ -14,24 +14,28 @@ from trainer.config import Config
 FORMAT = 1
 RECIPE_VERSION = 1  # raised when the same configuration comes to other figures: older cells are then refused
 _BYTES = 2**22
-# What decides where and how fast a run is made, and how often it is looked at, but not what comes out of it.
+# What decides where and how fast a run is made, but not what comes out of it; of the data a cell has the checksums.
 _INDIFFERENT = (
-    "run_dir",
-    "stage_1",
-    "engine.",
-    "checkpoint.",
-    "evaluate.",
-    "metrics.",
-    "data.workers",
+    *(
+        "run_dir",
+        "stage_1",
+        "engine.",
+        "checkpoint.",
+        "metrics.",
+        "evaluate.batch_size",
+        "evaluate.picture_every_images",
+    ),
+    *("data.shards", "data.latents", "data.patch_autoencoder", "data.memory_bytes", "data.encode", "data.workers"),
     "data.max_damaged",
 )
-_INDIFFERENT += ("data.shards", "data.latents", "data.patch_autoencoder", "data.memory_bytes", "data.encode")
+_DEFAULT = Config.model_validate({"data": {"source": "digits"}, "train": {"total_images": 1}}).flat()
 
 
 class Cell(Section):
     """What a file holds beside its checksum.
 
-    config_checksum: see `config_checksum`. ways: device, precision, engine and how a step was computed. seconds: of
+    config_checksum: see `config_checksum`. data_checksum, codec_checksum: of the images, and of what made codes of
+    them. hardware: of the training. ways: device, threads, precision, engine and how a step was computed. seconds: of
     training and of the measurements. flops_per_image: of one training image, forward and backward. failed: why there
     are no figures. figures: see reproduction/measures.py.
     """
@@ -40,6 +44,8 @@ class Cell(Section):
     name: str
     config_checksum: str
     recipe_version: int
+    data_checksum: str
+    codec_checksum: str | None = None
     source: str
     size: tuple[int, int, int]  # layers, embed_dim, latent_dim
     method: str
@@ -65,8 +71,10 @@ def name_of(config: Config) -> str:
 
 
 def config_checksum(config: Config) -> str:
-    """The SHA-256 of all that decides what a run learns."""
-    kept = {key: value for key, value in config.flat().items() if not key.startswith(_INDIFFERENT)}
+    """The SHA-256 of all that decides what a run learns and that is not as ever: a new key changes none."""
+    flat = config.flat()
+    kept = {key: flat[key] for key in flat if not key.startswith(_INDIFFERENT) or key == "engine.precision"}
+    kept = {key: value for key, value in kept.items() if key not in _DEFAULT or value != _DEFAULT[key]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,13 +48,15 @@ def load_grid(path: Path, overrides: Sequence[str]) -> tuple[Path, list[Config]]
     of_all = [text for text in overrides if not text.startswith("run_dir=")]
     configs = []
     for part in grid.parts:
+        if not all(part.values.values()):
+            raise UserError(f"{path}: it has a part without runs: give each key of `values` one value at least")
+        if named := {text.partition("=")[0] for text in of_all} & part.values.keys():
+            raise UserError(f"{path}: {named.pop()} differs from run to run there: leave it out of the command")
         fixed = [f"{key}={value}" for key, value in (grid.settings | part.settings).items()]
         for file, *chosen in itertools.product(part.configs, *part.values.values()):
             pairs = [f"{key}={value}" for key, value in zip(part.values, chosen, strict=True)]
             name = re.sub(r"[^\w.=,+-]", "", "-".join([Path(file).stem, *pairs]).replace("/", "_"))
             configs.append(load_config(path.parent / file, [*fixed, *pairs, *of_all, f"run_dir={base / name}"]))
-    if not configs:
-        raise UserError(f"{path}: it has no runs: give each key of `values` one value at least")
     places = [config.run_dir for config in configs]
     if len({*places}) < len(places):
         raise UserError(f"{path}: two of its runs have one directory: name each configuration and value once")

@@ -1,6 +1,7 @@
 """The cells of a grid: which are made, how long the others take, and making them."""
 
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,11 +80,16 @@ class Work:
         """Make each cell that is absent and that no other process is at work on; None in its place when stopped."""
         from reproduction.measures import make_cell
 
+        if world.size > 1:
+            raise UserError("a cell is made by one process: start several, each takes cells of its own")
+        _require_writable(self.cells)
         for config in self.configs:
             _require_images(config)
         judges: dict = {}
         for config in self.configs:
             path = path_of(self.cells, config)
+            if path.exists():
+                continue
             with _alone(Path(config.run_dir)) as is_free:
                 if not is_free or path.exists():
                     continue
@@ -125,15 +131,26 @@ def _alone(folder: Path) -> Iterator[bool]:
     """Whether no other process is at work on this cell; until the end none will be."""
     try:
         make_folder(folder)
-        with (folder / "cell.lock").open("a") as file:
-            try:
-                lock(file, wait=False)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        file = (folder / "cell.lock").open("a")
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}: choose another run_dir=...") from None
+    with file:
+        try:
+            lock(file, wait=False)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _require_writable(folder: Path) -> None:
+    """UserError now, not when the first cell has been made."""
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --cells DIR") from None
 
 
 def _require_images(config: Config) -> None:

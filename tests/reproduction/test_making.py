@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
 from data.errors import UserError
@@ -85,6 +86,33 @@ def test_a_training_that_ends_in_nan_is_a_cell_that_says_so(work, world, tmp_pat
     assert "2 steps in a row are not finite" in cell.failed
     assert cell.figures == {}
     assert cell.failed in failing.status()
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(work, world, tmp_path):
+    """Learning rates and lengths are no part of what a resume compares; a cell of such a run would be another's."""
+    short = replace(work, configs=work.configs[1:])
+    ((name, cell),) = make(short, world).items()
+    for changed in ("optimizer.learning_rate=0.5", "train.total_images=64"):
+        other = Work.of(work.path, tmp_path / "other", [changed])
+        with pytest.raises(UserError, match=rf"{name} was trained by another recipe"):
+            make(replace(other, configs=other.configs[1:]), world)
+    (RunDirectory(short.configs[0].run_dir).path / "cell.json").unlink()  # as launch/train.py leaves it
+    again = make(replace(short, cells=tmp_path / "again"), world)[name]
+    assert again.figures["elbos"] == cell.figures["elbos"]
+    assert (cell.ways["threads"], again.ways["threads"]) == (torch.get_num_threads(), 0)
+
+
+def test_figures_that_are_no_numbers_are_a_failed_cell(work, world, monkeypatch):
+    monkeypatch.setattr(measures, "fillings_and_times", lambda *_: [{"error": float("nan")}])
+    made = make(replace(work, configs=work.configs[1:]), world)
+    assert [cell.failed for cell in made.values()] == ["figures.times.0.error is nan"]
+    assert work.found() == made
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_made(work, world, tmp_path):
+    (tmp_path / "cells").write_text("no folder")
+    with pytest.raises(UserError, match="cells cannot be written"):
+        make(work, world)
 
 
 def test_images_that_are_absent_are_said_before_anything_is_made(work, world, tmp_path):
