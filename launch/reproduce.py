@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
     add("overrides", nargs="*", metavar="key=value", help="of every run, as data.shards=/data/mnist")
     options = parser.parse_intermixed_args(arguments)
     if options.check or options.page:
+        if options.grid or options.cells or options.overrides:
+            raise UserError("the page is of all grids that are shipped: leave out --grid, --cells and overrides")
         return page(options)
     if not options.grid:
         raise UserError("which grid? Give --grid FILE, or --check")
@@ -100,6 +102,8 @@ def make(work, options: argparse.Namespace, stop: StopRequest) -> int:
             if time.monotonic() > end:
                 break
     print(work.status())
+    if options.cells is None:
+        print("write the page anew: python launch/reproduce.py --page")
     return 0
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from reproduction.claims import METHODS, Entry, comparisons, of_mode, probe_line
+from reproduction.claims import METHODS, Entry, comparisons, of_mode
 
 _COLOURS = dict(zip(METHODS, ("tab:grey", "tab:orange", "tab:blue"), strict=True))
 _DASHES = {"query_only": "-", "dense": "--"}
@@ -26,13 +26,13 @@ def joint_elbos(entries: Sequence[Entry]) -> Figure | None:
         for group in (group for group in groups if group[0].cell.source == source):
             for mode, dashes in _DASHES.items():
                 by_method = of_mode(group, mode)
-                if not by_method:
+                if not any(by_method.values()):
                     continue
                 place = len(labels)
                 size = group[0].cell.size
                 labels.append(f"d {size[1]}, z {size[2]}\n{group[0].cell.images:,} images\n{mode}")
                 for n, method in enumerate(METHODS):
-                    values = [entry.figure("joint_elbo") for entry in by_method.get(method, {}).values()]
+                    values = [entry.elbo("joint_elbo") for entry in by_method[method].values()]
                     x = place + 0.2 * (n - 1)
                     how = {"color": _COLOURS[method], "label": None if place else method}
                     axes.plot([x] * len(values), values, "o", **how)
@@ -49,8 +49,8 @@ def joint_elbos(entries: Sequence[Entry]) -> Figure | None:
 
 def probes(entries: Sequence[Entry]) -> Figure | None:
     """Fig. 4: accuracy against the share of known patches."""
-    shown = [entry for entry in entries if entry.cell.method == "biglearn_u" and probe_line(entry)]
-    shown = [entry for entry in shown if any(entry in group for group in comparisons(entries))]
+    compared = [entry for group in comparisons(entries) for entry in group]
+    shown = [entry for entry in compared if entry.cell.method == "biglearn_u" and entry.probe()]
     sources = [*dict.fromkeys(entry.cell.source for entry in shown)]
     if not sources:
         return None
@@ -58,11 +58,11 @@ def probes(entries: Sequence[Entry]) -> Figure | None:
     for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
         of_source = [entry for entry in shown if entry.cell.source == source]
         for entry in of_source:
-            line = probe_line(entry)
+            line = entry.probe()
             _, width, latent_dim = entry.cell.size
             label = f"U, d {width}, z {latent_dim}, {entry.cell.mask_tokens}, seed {entry.cell.seed}"
             axes.plot([*line], [*line.values()], _DASHES[entry.cell.mask_tokens], marker="o", ms=3, label=label)
-        pixels = probe_line(of_source[0], "pixels")
+        pixels = of_source[0].probe("pixels")
         axes.plot([*pixels], [*pixels.values()], ":", color="black", label="pixels")
         axes.axhline(0.6, color="tab:red", lw=0.8)
         axes.set(title=source, xlabel="share of known patches", ylabel="accuracy of a linear probe", ylim=(0, 1))
@@ -82,6 +82,8 @@ def curves(entries: Sequence[Entry]) -> Figure | None:
     loss_axes, time_axes = figure.subplots(1, 2)
     for mode, dashes in _DASHES.items():
         for method, of_seed in of_mode(group, mode).items():
+            if not of_seed:
+                continue
             epochs = of_seed[min(of_seed)].cell.figures["epochs"]
             how = {"color": _COLOURS[method], "ls": dashes, "marker": "o", "ms": 3, "label": f"{method}, {mode}"}
             loss_axes.plot(epochs["end"], epochs["loss"], **how)

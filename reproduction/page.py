@@ -8,7 +8,7 @@ from data.errors import UserError
 from data.files import make_folder, write_aside
 from model.masks import STANDARD_MASKS
 from reproduction.cell import RECIPE_VERSION, name_of
-from reproduction.claims import METHODS, NOT_RUN, Claim, Entry, claims, comparisons, of_mode
+from reproduction.claims import METHODS, MODES, Claim, Entry, claims, comparisons, of_mode
 from reproduction.drawing import FIGURES, drawn_from, picture
 from reproduction.work import Work
 
@@ -17,16 +17,15 @@ _PICTURE_OF = {"a": "reproduction-figure-2.png", "b": "reproduction-figure-4.png
 
 
 def entries_of(works: Sequence[Work]) -> tuple[list[Entry], list[str]]:
-    """The runs that have figures; and lines about the others: what is absent, with its command, and what failed."""
+    """The cells, and lines about those that are absent, with the command for them."""
     entries, rest = [], []
     for work in works:
         found = work.found()
         configs = {name_of(config): config for config in work.configs}
-        entries += [Entry(configs[name], cell) for name, cell in found.items() if not cell.failed]
+        entries += [Entry(configs[name], cell) for name, cell in found.items()]
         if absent := len(configs) - len(found):
             command = f"`python launch/reproduce.py --grid configs/reproduction/{work.path.name}`"
             rest.append(f"- {command}: {absent} of {len(configs)} cells are absent.")
-        rest += [f"- Failed, {name}: {cell.failed}" for name, cell in found.items() if cell.failed]
     return entries, rest
 
 
@@ -35,7 +34,7 @@ def write(works: Sequence[Work], docs: Path) -> list[Path]:
     entries, rest = entries_of(works)
     files = {docs / PAGE: text(entries, rest).encode()}
     for name, draw in FIGURES.items():
-        if figure := draw(entries):
+        if figure := draw(_whole(entries)):
             files[docs / name] = picture(figure, _origin(entries))
     try:
         make_folder(docs)
@@ -50,13 +49,17 @@ def faults(works: Sequence[Work], docs: Path) -> list[str]:
     """What of the page and its pictures is not as the cells have it."""
     entries, rest = entries_of(works)
     page, found = docs / PAGE, []
-    if not page.exists() or page.read_text() != text(entries, rest):
+    if not page.is_file() or page.read_bytes() != text(entries, rest).encode():
         found.append(f"{page} is not what the cells say")
     for name, draw in FIGURES.items():
-        is_drawn = (docs / name).exists()
-        if draw(entries) and (not is_drawn or drawn_from((docs / name).read_bytes()) != _origin(entries)):
+        origin = drawn_from((docs / name).read_bytes()) if (docs / name).is_file() else None
+        if origin != (_origin(entries) if draw(_whole(entries)) else None):
             found.append(f"{docs / name} is not drawn from the cells that there are")
     return found
+
+
+def _whole(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if not entry.cell.failed]
 
 
 def _origin(entries: Sequence[Entry]) -> str:
@@ -66,47 +69,52 @@ def _origin(entries: Sequence[Entry]) -> str:
 
 def text(entries: Sequence[Entry], rest: Sequence[str]) -> str:
     """The page, Markdown."""
-    found = claims(entries)
+    found, whole = claims(entries), _whole(entries)
     lines = [
         "# The paper's claims, as far as they were reproduced",
         "",
         "Written by `python launch/reproduce.py --page` from the cells in `docs/reproduction/`, of recipe version"
         f" {RECIPE_VERSION}; `python launch/reproduce.py --check` says whether they agree. A cell is one run: its"
-        " training, with the recipe, the images and the batch of all that it is compared with, and what it measured."
-        " Means are over seeds, with the smallest and the largest. *holds*: in every seed, by more than 1%; *level*: by"
-        " less, or in some seeds alone.",
+        " training and what it measured. Runs are compared that differ in method, mode of mask tokens and seed alone."
+        " Values are means over seeds, with the smallest and the largest in brackets. *holds*: in every comparison and"
+        " every seed, where less than 1% of the value counts as none; *holds in part*: in some.",
         "",
-        *_table(("", "claim", "verdict", ""), [(c.letter, c.paper, f"**{c.verdict}**", c.because) for c in found]),
-        *_extent(entries),
+        *_table(("", "claim", "verdict", ""), [_verdict(claim) for claim in found]),
+        *_extent(whole),
     ]
     for claim in found:
         lines += _section(claim)
-    lines += _objectives(entries) + _sharpness(entries)
+    lines += _evidence(whole) + _fillings(whole) + _sharpness(whole)
+    failed = [f"- {entry.cell.name}: {entry.cell.failed}" for entry in entries if entry.cell.failed]
+    lines += ["## What failed", "", *failed, ""] if failed else []
     lines += ["## What has not been run", "", *rest] if rest else []
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _verdict(claim: Claim) -> tuple[str, ...]:
+    return claim.letter, claim.paper, f"**{claim.verdict}**", claim.because if claim.rows else ""
+
+
 def _extent(entries: Sequence[Entry]) -> list[str]:
     if not entries:
-        return ["No cell has been made yet.", ""]
+        return ["There are no figures yet.", ""]
     hardware = ", ".join(sorted({f"{e.cell.hardware} ({e.cell.ways['precision']})" for e in entries}))
     extents = [e.cell.figures["extent"] for e in entries]
-    looked = sorted({x["images"] or "all" for x in extents}, key=str), sorted({x["bound_images"] for x in extents})
+    elbos, bounds = (", ".join(sorted({str(x[n] or "all") for x in extents})) for n in ("images", "bound_images"))
     hours = sum(sum(e.cell.seconds.values()) for e in entries) / 3600
     return [
-        f"{len(entries)} runs, {hours:.1f} hours on {hardware}. ELBOs are of {', '.join(map(str, looked[0]))} test"
-        f" images, bounds of {', '.join(map(str, looked[1]))} with 64 importance weights, fillings of 1,000 where the"
-        " model fills by itself and of fewer where a chain must, as each cell says.",
+        f"{len(entries)} runs, {hours:.1f} hours on {hardware}. ELBOs are of {elbos} test images, bounds of {bounds},"
+        " with 64 importance weights. Times are of machines that may have had other work beside them.",
         "",
     ]
 
 
 def _section(claim: Claim) -> list[str]:
-    if claim.verdict == NOT_RUN:
+    if not claim.rows:
         return []
     lines = [f"## ({claim.letter}) {claim.paper}", "", f"**{claim.verdict}**: {claim.because}.", ""]
     if claim.letter in _PICTURE_OF:
-        lines += [f"![Figure]({_PICTURE_OF[claim.letter]})", ""]
+        lines += [f"![As the figure of the paper]({_PICTURE_OF[claim.letter]})", ""]
     return lines + _table(claim.head, claim.rows)
 
 
@@ -116,82 +124,96 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [head_line, "|---" * len(head) + "|", *others, ""]
 
 
-def _objectives(entries: Sequence[Entry]) -> list[str]:
-    """ELBOs, bounds, in-painting and active units of every run of a comparison."""
-    elbos, fillings = [], []
-    for group in comparisons(entries):
-        for entry in sorted(group, key=lambda e: (e.cell.mask_tokens, METHODS.index(e.cell.method), e.cell.seed)):
-            cell, bounds = entry.cell, {row["of"]: row for row in entry.cell.figures["bounds"] if row["samples"] > 1}
-            who = [entry.title, cell.mask_tokens, cell.method, str(cell.seed)]
-            names = ("joint_elbo", "joint_elbo_standard_prior", "biglearn_elbo")
-            shown = [f"{entry.figure(name):.2f}" for name in names]
-            of = ("log p(x)", *(f"log p(x_T | x_S), {mask}" for mask in STANDARD_MASKS))
-            shown += [f"{bounds[name]['mean']:.0f}" if name in bounds else "–" for name in of]
-            elbos.append([*who, *shown, str(entry.figure("active_units"))])
-        for entry in group[:1]:
-            for way in ("Gaussian", "nearest neighbour", "mean image"):
-                fillings.append([entry.title, "", way, "", *(_error(entry, mask, way) for mask in STANDARD_MASKS)])
-        for entry in sorted(group, key=lambda e: (e.cell.mask_tokens, METHODS.index(e.cell.method), e.cell.seed)):
-            cell = entry.cell
-            errors = [entry.error(mask) for mask in STANDARD_MASKS]
-            shown = [f"{error:.4f}" if error is not None else "–" for error in errors]
-            fillings.append([entry.title, cell.mask_tokens, cell.method, str(cell.seed), *shown])
-    if not elbos:
+_WHO = ("", "mode", "method", "seed")
+
+
+def _runs(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The comparisons, each in the order in which its runs are shown."""
+    return [
+        sorted(group, key=lambda e: (MODES.index(e.cell.mask_tokens), METHODS.index(e.cell.method), e.cell.seed))
+        for group in comparisons(entries)
+    ]
+
+
+def _who(entry: Entry) -> list[str]:
+    return [entry.title, entry.cell.mask_tokens, entry.cell.method, str(entry.cell.seed)]
+
+
+def _evidence(entries: Sequence[Entry]) -> list[str]:
+    """ELBOs, bounds and active units of every run of a comparison."""
+    tasks, rows = ("log p(x)", *(f"log p(x_T | x_S), {mask}" for mask in STANDARD_MASKS)), []
+    for entry in (entry for group in _runs(entries) for entry in group):
+        bounds = {row["of"]: row["mean"] for row in entry.cell.figures["bounds"] if row["samples"] > 1}
+        elbos = [f"{entry.elbo(name):.2f}" for name in ("joint_elbo", "joint_elbo_standard_prior", "biglearn_elbo")]
+        shown = [f"{bounds[task]:.0f}" if task in bounds else "–" for task in tasks]
+        rows.append([*_who(entry), *elbos, *shown, str(entry.cell.figures["latent"]["active_units"])])
+    if not rows:
         return []
-    who = ("", "mode", "method", "seed")
-    head = (*who, "JointELBO", "with N(0, I)", "BigLearnELBO", "log p(x) ≥", *(f"{m} ≥" for m in STANDARD_MASKS))
+    head = (*_WHO, "JointELBO", "with N(0, I)", "BigLearnELBO", "log p(x) ≥", *(f"{m} ≥" for m in STANDARD_MASKS))
     return [
         "## Evidence of every run",
         "",
-        "Nats an image. The joint VAE never saw the tasks of the BigLearnELBO. Bounds have a variance of β for a value"
-        " and all constants (docs/mathematics.md).",
+        "Nats an image, of pixels or of standardised codes. The joint VAE never saw the tasks of the BigLearnELBO."
+        " Bounds have a variance of β for each value and all constants ([mathematics.md](mathematics.md)).",
         "",
-        *_table((*head, "active units"), elbos),
+        *_table((*head, "active units"), rows),
+    ]
+
+
+def _fillings(entries: Sequence[Entry]) -> list[str]:
+    """In-painting of every run of a comparison, and what needs no network."""
+    rows = []
+    for group in _runs(entries):
+        most = max(group, key=lambda entry: entry.cell.figures["filling"][0]["images"])
+        ways = ("Gaussian", "nearest neighbour", "mean image")
+        found = [([most.title, "", way, ""], [_row(most, mask, way) for mask in STANDARD_MASKS]) for way in ways]
+        found += [(_who(entry), [entry.filling(mask) for mask in STANDARD_MASKS]) for entry in group]
+        for who, of_masks in found:
+            if all(of_masks):
+                rows.append([*who, str(of_masks[0]["images"]), *(f"{row['error']:.4f}" for row in of_masks)])
+    if not rows:
+        return []
+    return [
         "## In-painting of every run",
         "",
         "Squared error a pixel of what is missing, mean of 16 draws; of the joint VAE, of 4 states of pseudo-Gibbs.",
         "",
-        *_table((*who, *STANDARD_MASKS), fillings),
+        *_table((*_WHO, "images", *STANDARD_MASKS), rows),
     ]
 
 
-def _error(entry: Entry, mask: str, way: str) -> str:
+def _row(entry: Entry, mask: str, way: str) -> dict | None:
     rows = entry.cell.figures["filling"]
-    return next((f"{row['error']:.4f}" for row in rows if (row["mask"], row["way"]) == (mask, way)), "–")
+    return next((row for row in rows if (row["mask"], row["way"]) == (mask, way)), None)
 
 
 _JUDGED = ("in-painting, drawn z", "in-painting, mean z", "pseudo-Gibbs", "Gaussian", "nearest neighbour")
 
 
 def _sharpness(entries: Sequence[Entry]) -> list[str]:
+    """What the classifier makes of fillings and samples, of the first run of each method."""
     rows = []
     for group in comparisons(entries):
-        for method in reversed(METHODS):
-            of_seed = of_mode(group, "query_only").get(method, {})
-            for entry in [of_seed[seed] for seed in sorted(of_seed)][:1]:
-                found = entry.cell.figures.get("sharpness", [])
-                by = {(row["of"], row["way"]): row for row in found}
-                if not by:
-                    continue
-                samples = by["samples", ""]
-                rows.append([entry.title, method, "samples", f"{samples['frechet']:.1f}", *"–" * len(STANDARD_MASKS)])
-                baselines = method == "biglearn_u"
-                for way in _JUDGED if baselines else _JUDGED[:3]:
-                    if ("half seen", way) in by:
-                        cells = [by[mask, way] for mask in STANDARD_MASKS]
-                        shown = [f"{row['accuracy']:.3f} / {row['frechet']:.1f}" for row in cells]
-                        rows.append([entry.title, method, way, "", *shown])
-                if baselines:
-                    accuracy = by["test images", ""]["accuracy"]
-                    rows.append([entry.title, "", "test images", "", f"{accuracy:.3f}", *"–" * 3])
+        for of_seed in of_mode(group, "query_only").values():
+            entry = next(iter(of_seed.values()), None)
+            by = {(row["of"], row["way"]): row for row in entry.cell.figures["sharpness"]} if entry else {}
+            if not by:
+                continue
+            images, real = by["samples", ""]["images"], by["test images", ""]["accuracy"]
+            who = [entry.title, entry.cell.method, str(images), f"{real:.3f}"]
+            rows.append([*who, "samples", f"{by['samples', '']['frechet']:.1f}", *"–" * len(STANDARD_MASKS)])
+            for way in (way for way in _JUDGED if ("half seen", way) in by):
+                of_masks = [by[mask, way] for mask in STANDARD_MASKS]
+                rows.append([*who, way, "", *(f"{row['accuracy']:.3f} / {row['frechet']:.1f}" for row in of_masks)])
     if not rows:
         return []
+    head = ("", "method", "images", "accuracy, originals", "way", "distance", *STANDARD_MASKS)
     return [
         "## How sharp fillings and samples are",
         "",
-        "Share of filled images whose class a small classifier sees, and the Fréchet distance of its features to those"
-        " of the test images, whose own accuracy stands in the last row of each; the distance of samples stands in a"
-        " column of its own. A mean of many fillings has the smaller error and is blurred: it scores worse here.",
+        "What a small classifier, trained on the same data, makes of them: the share of filled images whose class it"
+        " sees, and the Fréchet distance between its features of them and of the test images. A mean of many fillings"
+        " has the smaller error and is blurred, which costs here. Distances of other numbers of images do not compare.",
         "",
-        *_table(("", "method", "", "samples", *STANDARD_MASKS), rows),
+        *_table(head, rows),
     ]

@@ -29,7 +29,7 @@ def made(config, **changed) -> Cell:
     of |= {"seed": config.seed, "images": 96, "images_per_epoch": 1437, "batch_size": 16, "parameters": 100}
     of |= {
         "flops_per_image": 1e6,
-        "ways": {"device": "cpu", "precision": "fp32"},
+        "ways": {"device": "cpu", "precision": "fp32", "threads": 1},
         "seconds": {"training": 1.0, "measuring": 2.0},
     }
     return Cell(**{**of, **machine("torch"), "figures": {"elbos": {"joint_elbo": -1.5}}, **changed})
