@@ -21,7 +21,7 @@ from trainer.ranks.stop import StopRequest
 from trainer.ranks.world import World
 
 _COPIES = 4  # of the weights, in a checkpoint: themselves, their averages and two moments
-_CORE_FLOPS, _GPU_FLOPS = 1.5e10, 3e13  # that a small model reaches, its measurements included
+_CORE_FLOPS = 4e10  # a second, that a small model reaches, its measurements included
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def _hours(absent: Sequence[Config], made: Sequence[Cell]) -> str:
     speeds = [_work(c.method, c.parameters, patches, c.images) / sum(c.seconds.values()) for c in made if not c.failed]
     if speeds:
         return f"{work / statistics.median(speeds) / 3600:.1f} hours by the cells that are made"
-    core, gpu = (work / speed / 3600 for speed in (_CORE_FLOPS, _GPU_FLOPS))
-    return f"{core:.1f} hours of one CPU core, or {gpu:.1f} of a GPU (a guess; the first cells tell better)"
+    return f"{work / _CORE_FLOPS / 3600:.1f} hours of one CPU core (a guess; the first cells tell better)"
 
 
 def _work(method: str, parameters: int, patches: int, images: int) -> float:
