@@ -92,7 +92,7 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
+@pytest.mark.parametrize("name", ["accelerate", pytest.param("deepspeed 2", marks=pytest.mark.exhaustive)])
 def test_compiled_steps_are_the_same(tiny, world, expected, name):
     torch.compiler.reset()
     compiled = torch._dynamo.utils.counters["stats"]
