@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   python launch/slurm/submit.py --config configs/mnist_case1.yaml --gpus-per-node 1
-  python launch/slurm/submit.py --config configs/celeba_base.yaml --nodes 4 --gpus-per-node 8 train.batch_size=512
+  python launch/slurm/submit.py --config configs/celeba_base.yaml --nodes 4 --gpus-per-node 8
   python launch/slurm/submit.py --pipeline --config configs/celeba_base.yaml --source /data/celeba --gpus-per-node 8
   python launch/slurm/submit.py --sweep configs/reproduction/table3.yaml --gpus-per-node 1 slurm.time=4:00:00
   python launch/slurm/submit.py --config configs/digits.yaml --ranks-per-node 2 --dry-run

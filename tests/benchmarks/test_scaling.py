@@ -189,7 +189,18 @@ def test_times_of_one_gpu_are_taken_from_rows_of_other_benchmarks(root, tmp_path
     parts = {"step": {"rows": rows}, "tests": {"error": "none"}}
     out = tmp_path / "scaling.json"
     measured = tmp_path / "rows.json"
-    command = ["--config", "configs/celeba_base.yaml", "--gpus", "1", "--measured", str(measured), "--out", str(out)]
+    command = [
+        "--config",
+        "configs/celeba_base.yaml",
+        "--gpus",
+        "1",
+        "--images",
+        "128",
+        "--measured",
+        str(measured),
+        "--out",
+        str(out),
+    ]
     measured.write_text(json.dumps(parts))
     scaling.main(command)
     (plain, *_) = json.loads(out.read_text())["rows"]
