@@ -5,7 +5,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from biglearn_vae.images import open_codec, open_index
 from data.errors import UserError
@@ -13,9 +16,9 @@ from data.files import lock, make_folder
 from data.prepare import prepare
 from data.read.storage import is_there
 from data.sources import SOURCES
+from model.biglearn import BigLearnModel, ModelConfig
 from reproduction.cell import Cell, name_of, path_of, read_cell, write_cell
 from reproduction.grid import load_grid
-from trainer.build import meta_task
 from trainer.config import Config
 from trainer.ranks.stop import StopRequest
 from trainer.ranks.world import World
@@ -117,7 +120,13 @@ def _work(method: str, parameters: int, patches: int, images: int) -> float:
 
 
 def _parameters(config: Config) -> int:
-    return sum(p.numel() for p in meta_task(config).parameters())
+    return _count(config.method, config.model, config.data.token_dim, config.data.patches)
+
+
+@cache
+def _count(method: str, model: ModelConfig, token_dim: int, patches: int) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in BigLearnModel(model, method, token_dim, patches).parameters())
 
 
 def _disk(config: Config) -> int:
