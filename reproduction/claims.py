@@ -183,7 +183,7 @@ def probes(entries: Sequence[Entry]) -> Claim:
             rows.append([entry.title, entry.cell.mask_tokens, str(entry.cell.seed), *shown])
     holds = [accuracy >= 0.6 for accuracy in reached]
     verdict = together([HOLDS if hold else FAILS for hold in holds])
-    because = f"{min(reached):.3f} to {max(reached):.3f}, {sum(holds)} of {len(holds)} runs" if rows else ""
+    because = f"{spread(reached, 3)}; it holds in {sum(holds)} of {len(holds)} runs"
     head = ("S-ratio: accuracy (of pixels)", "mode", "seed", "0.1", "0.3", "0.5", "1")
     return Claim("b", paper, verdict, because, head, rows)
 
@@ -191,7 +191,7 @@ def probes(entries: Sequence[Entry]) -> Claim:
 def costs(entries: Sequence[Entry]) -> Claim:
     """Fig. 13."""
     paper = "An epoch of U takes longer than one of the joint VAE (Fig. 13); ours takes less than one to the letter"
-    rows, verdicts, shares, of_vae = [], [], [], []
+    rows, shares, of_vae = [], [], []
     for group in comparisons(entries):
         found = {mode: of_mode(group, mode) for mode in MODES}
         base = found["query_only"]["vae"]
@@ -207,12 +207,15 @@ def costs(entries: Sequence[Entry]) -> Claim:
             rows.append([runs[0].title, mode, method, *shown])
         of_vae += _time_ratios(found["query_only"]["biglearn_u"], base)
         shares += _time_ratios(found["query_only"]["biglearn_u"], found["dense"]["biglearn_u"])
-    verdicts = [judged([r - 1 for r in of_vae], [1] * len(of_vae), at_least=False)]
-    verdicts.append(judged([1 - r for r in shares], [1] * len(shares), at_least=False))
-    because = f"U takes {spread(of_vae)} times the time of the joint VAE"
-    because += f", and {spread(shares)} of what it takes with mask tokens that are keys, too (dense)" if shares else ""
+    parts = [
+        judged(part, [1] * len(part), at_least=False) for part in ([r - 1 for r in of_vae], [1 - r for r in shares])
+    ]
+    verdict = PARTLY if NOT_RUN in parts and HOLDS in parts else together(parts)
+    to_the_letter = f"{spread(shares)} of that of one whose mask tokens are keys, too (dense)" if shares else ""
+    because = f"U takes {spread(of_vae)} times the time of the joint VAE, "
+    because += to_the_letter or "and one to the letter (dense) has not been run"
     head = ("", "mode", "method", "MFLOP an image", "of the vae's", "seconds an epoch", "of the vae's", "on")
-    return Claim("c", paper, together(verdicts), because, head, rows)
+    return Claim("c", paper, verdict, because, head, rows)
 
 
 def _time_ratios(one: BySeed, other: BySeed) -> list[float]:

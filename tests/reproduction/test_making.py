@@ -15,6 +15,7 @@ from reproduction.work import Work, _alone
 from tests.reproduction.test_cells import write_grid
 from trainer.ranks.stop import StopRequest
 from trainer.run_directory import RunDirectory
+from trainer.tasks.cost import Cost
 
 SMALL = {"images": 12, "bound_images": 4, "bound_samples": 2, "filling_images": 6, "filling_draws": 2}
 SMALL |= {"probe_images": 60, "probe_test_images": 40, "gaussian_images": 60, "references": 30}
@@ -26,6 +27,7 @@ def work(tmp_path, tiny, digits_shards, monkeypatch):
     monkeypatch.setattr(measures, "ON_CPU", replace(measures.ON_CPU, **SMALL))
     for counts in (measures.JUDGED_IMAGES, measures.CHAIN_IMAGES, measures._FILLED_BY_CHAINS):
         monkeypatch.setitem(counts, "cpu", 4)
+    monkeypatch.setattr(measures, "measure_cost", lambda *_: Cost(1.0, 1.0, 1e6))  # seconds each, and tested elsewhere
     monkeypatch.setattr("evaluation.sharpness._SEEN_IMAGES", 128)
     monkeypatch.setattr("evaluation.chains.STEPS", (10, 20))
     settings = {"data.shards": str(digits_shards), "evaluate.every_images": 48, "checkpoint.every_images": 16}
