@@ -64,6 +64,12 @@ MUTATIONS = (
         ("tests/biglearn_vae/test_capabilities.py", "-k", "pseudo_gibbs"),
     ),
     Mutation(
+        "metropolis-accepts-what-it-should-refuse",
+        "accepted_B = uniform_B.log() < weights_B[0] - weights_B[1]",
+        "accepted_B = uniform_B.log() < weights_B[1] - weights_B[0]",
+        ("tests/biglearn_vae/test_capabilities.py", "-k", "metropolis"),
+    ),
+    Mutation(
         "export-is-not-verified",
         'if hashlib.file_digest(file, "sha256").hexdigest() != checksums[name]:',
         "if not checksums[name]:",
@@ -335,6 +341,37 @@ MUTATIONS = (
         "gaussian.with_noise(max(gaussian.noise, vae.variance * gaussian.channels / 3))",
         "gaussian",
         ("tests/evaluation/test_assessment.py", "-k", "variance_of_the_model"),
+    ),
+    # reproduction/
+    Mutation(
+        "damaged-cells-count",
+        "cell = Cell.model_validate(values) if whole else None",
+        "cell = Cell.model_validate(values)",
+        ("tests/reproduction/test_cells.py", "-k", "damaged"),
+    ),
+    Mutation(
+        "cells-of-older-recipes-count",
+        "if cell.recipe_version != RECIPE_VERSION:",
+        "if cell.recipe_version < 0:",
+        ("tests/reproduction/test_cells.py", "-k", "damaged"),
+    ),
+    Mutation(
+        "runs-of-another-recipe-are-measured",
+        'if found["recipe"] != recipe:',
+        "if not found:",
+        ("tests/reproduction/test_making.py", "-k", "another_recipe"),
+    ),
+    Mutation(
+        "equal-time-is-that-of-the-slower",
+        'min(curve[-1]["seconds"] for curve in curves)',
+        'max(curve[-1]["seconds"] for curve in curves)',
+        ("tests/reproduction/test_claims.py", "-k", "modes"),
+    ),
+    Mutation(
+        "a-verdict-is-that-of-any-seed",
+        "return HOLDS if all(holds) else",
+        "return HOLDS if any(holds) else",
+        ("tests/reproduction/test_claims.py", "-k", "seed_by_seed"),
     ),
     # launch/
     Mutation(
