@@ -50,13 +50,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from data.order.parts import Whole
 from data.patches import patchify
 from data.prepare import prepare
 from data.prepare.shard_files import write_shard
 from data.read.index import Codes, Index
-from data.read.split_images import SplitImages
+from data.read.sound import SoundImages
 from data.read.stream import Stream, prefetch
 from data.sources import SOURCES
+from data.storage.cache import BlockCache
 from launch.commands.machine import machine
 from model.patch_autoencoder.codec import PatchCodec
 from model.patch_autoencoder.network import PatchAutoencoder
@@ -114,7 +116,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
     with tqdm(total=len(forms) * (1 + options.repeats), unit=" epochs", delay=2, disable=None) as bar:
         for name, form in forms.items():
             if not name.startswith("latents"):
-                compare(name, form, SplitImages(index, shards, "train"))
+                compare(name, form, whole_split(index, shards))
             bar.update()
         for repeat in range(options.repeats):
             for name, form in forms.items():
@@ -141,7 +143,7 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
         Stream(index, shards, "train", patch_size=options.patch_size, seed=0, memory_bytes=memory_bytes)
         for memory_bytes in (2**62, 0)
     )
-    source = SplitImages(index, shards, "train")
+    source = whole_split(index, shards)
     grey = index.image_shape[2] == 1
     files, tars = folder / "files", folder / "tars"
     write(source, "png" if grey else "jpg", files, tars)
@@ -165,6 +167,10 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
     return forms
 
 
+def whole_split(index: Index, shards: Path) -> SoundImages:
+    return index.open_split(shards, "train", Whole(index.images["train"]), BlockCache(Path(), 0))
+
+
 def write_codes(index: Index, folder: Path, codec: PatchCodec) -> Index:
     """Latent shards for as many images, with the labels 0."""
     patches = (index.image_shape[0] // codec.autoencoder.patch_size) ** 2
@@ -181,18 +187,18 @@ def write_codes(index: Index, folder: Path, codec: PatchCodec) -> Index:
     return Index(**recipe.model_dump(), splits={"train": tuple(shards)})
 
 
-def write(source: SplitImages, suffix: str, files: Path, tars: Path) -> None:
+def write(source: SoundImages, suffix: str, files: Path, tars: Path) -> None:
     """The images as a folder of files, and with their labels as the per-sample records of webdataset."""
     files.mkdir()
     tars.mkdir()
     with webdataset.ShardWriter(str(tars / "train-%06d.tar"), maxcount=SHARD_IMAGES, verbose=0) as writer:
         for number in range(source.images):
-            (image_HWC,), _ = source.read(np.array([number]))
+            (image_HWC,), (label,) = source.read(np.array([number]))
             content = BytesIO()
             Image.fromarray(image_HWC.squeeze()).save(content, "png" if suffix == "png" else "jpeg", quality=95)
             key = f"{number:06d}"
             (files / f"{key}.{suffix}").write_bytes(content.getvalue())
-            writer.write({"__key__": key, suffix: content.getvalue(), "cls": int(source.label_N[number])})
+            writer.write({"__key__": key, suffix: content.getvalue(), "cls": int(label)})
 
 
 class Files(Dataset):
@@ -244,7 +250,7 @@ def seconds(form: Form, epoch: int) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, form: Form, source: SplitImages) -> None:
+def compare(name: str, form: Form, source: SoundImages) -> None:
     """An epoch must have all images with their labels, each once: compared by the sums of their pixels."""
     rgb = 3 // source.content_shape[2]
     images_NHWC, _ = source.read(np.arange(source.images))

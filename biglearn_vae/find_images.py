@@ -10,7 +10,8 @@ from biglearn_vae.trained import run_of
 from data.errors import UserError
 from data.read.config import DataConfig
 from data.read.index import Index, prepare_command
-from data.read.storage import scheme_of
+from data.storage.addresses import TARS
+from data.storage.storage import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def find_data(
     if shards:
         return data.model_copy(update={"shards": shards})
     places, found = _places(Path(model)), {}
-    for key in ("shards", "latents", "patch_autoencoder"):
+    of_images = "index" if data.source == TARS else "shards"
+    needed = tuple(of_images if key == "shards" else key for key in needed)
+    data = data.model_copy(update={of_images: data.index_folder})
+    for key in (of_images, "latents", "patch_autoencoder"):
         if (folder := getattr(data, key)) and scheme_of(folder) is None:
             found[key] = next((str(place / folder) for place in places if os.path.exists(place / folder)), folder)
             if key in needed and not os.path.exists(found[key]):

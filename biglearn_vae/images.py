@@ -9,10 +9,14 @@ import torch
 from biglearn_vae.run_paths import RunPaths
 from biglearn_vae.trained import read_patch_autoencoder
 from data.errors import UserError
+from data.files import cache_folder
+from data.order.holdout import HOLDOUT, split_training, trained_images
 from data.read.config import DataConfig
-from data.read.holdout import HOLDOUT, split_training
 from data.read.index import Index, encode_command, load_index, prepare_command
 from data.read.stream import Stream
+from data.storage.addresses import TARS
+from data.storage.cache import BlockCache
+from data.tars.manifest import TarIndex, index_command, read_manifest
 from model.patch_autoencoder.codec import CODEC, PatchCodec, read_codec, weights_sha256
 
 
@@ -47,7 +51,7 @@ def _encode_command(data: DataConfig) -> Callable[..., str]:
     return partial(encode_command, data.latents, *options, **from_what)
 
 
-def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
+def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index | TarIndex:
     """The index of the shards to read, which must hold what the configuration says.
 
     codec: what the codes must be of, in latent shards, unless they are made on the fly; None: the images are read.
@@ -63,6 +67,8 @@ def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
                 f"{root} has shards of another PatchAE, or of other images, than its {CODEC}: write them again with"
                 f" {command('--overwrite')}"
             )
+    elif data.source == TARS:
+        return _open_tars(data, codec)
     else:
         root, index = data.shards, load_index(data.shards, data.source)
         if index.codes:
@@ -79,9 +85,31 @@ def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index:
     return index
 
 
+def _open_tars(data: DataConfig, codec: PatchCodec | None) -> TarIndex:
+    folder = data.index_folder
+    command = index_command(data.shards, data.test_shards, data.label_field, folder)
+    manifest = read_manifest(folder, command)
+    asked, found = ((x.shards, x.test_shards, x.label_field) for x in (data, manifest))
+    if asked != found:
+        raise UserError(f"{folder} is the index of other shards ({manifest.shards}): make another with {command}")
+    index = TarIndex(manifest, folder, data.image_size)
+    if codec and codec.images != index.checksum:
+        raise UserError(
+            f"{data.latents} has the statistics of other images than those of {data.shards}: make them again with"
+            f" {_encode_command(data)('--overwrite')}"
+        )
+    return index
+
+
+def order_law(data: DataConfig, index: Index | TarIndex) -> str:
+    """Names the function that gives the order in which a run sees its training images."""
+    images = trained_images(index.images.get("train", 0), data.holdout)
+    return index.order(_root(data, index), images, 0, images * index.content_bytes <= data.memory_bytes).law
+
+
 def open_stream(
     data: DataConfig,
-    index: Index,
+    index: Index | TarIndex,
     split: str,
     seed: int | None,
     device: torch.device | str = "cpu",
@@ -92,22 +120,27 @@ def open_stream(
     split: one of the index, of which "train" is without the data.holdout images that are held out, or "holdout", these.
     Raises UserError when no images are held out, or all, and as `Stream`.
     """
-    stored, part_N = split, None
+    stored, part = split, None
     if split == HOLDOUT and not data.holdout:
         raise UserError("no images are held out, data.holdout is 0: take the split test, or train with data.holdout=N")
     if split == HOLDOUT or (split == "train" and data.holdout):
-        trained_N, held_out_N = split_training(index.images.get("train", 0), data.holdout)
-        stored, part_N = "train", held_out_N if split == HOLDOUT else trained_N
+        trained, held_out = split_training(index.images.get("train", 0), data.holdout, index.draw_held_out)
+        stored, part = "train", held_out if split == HOLDOUT else trained
     codec = codec.to(device) if codec else None
     encode = (codec.standardise if index.codes else codec.encode) if codec else None
     return Stream(
         index,
-        data.latents if index.codes else data.shards,
+        _root(data, index),
         stored,
         patch_size=data.patch_size,
         seed=seed,
-        part_N=part_N,
+        part=part,
         device=device,
         memory_bytes=data.memory_bytes,
         transform=encode,
+        cache=BlockCache(Path(data.cache) if data.cache else cache_folder() / "blocks", data.cache_bytes),
     )
+
+
+def _root(data: DataConfig, index: Index | TarIndex) -> str:
+    return data.latents if index.codes else data.shards

@@ -28,6 +28,11 @@ def write_aside(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what it can fetch again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biglearn-vae"
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, if they are not there. OSError that says what is in its place."""
     try:

@@ -8,6 +8,7 @@ import math
 import zlib
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,9 @@ def _signed(value: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
+_ALL = 2**64 - 1
+_LEAST_BITS = 7  # below, too few permutations are within reach
+_TURNS = 8  # of a Feistel network; four make it pseudo-random, small ones want more
 
 
 def _shift(bits: Tensor | int, count: int) -> Tensor | int:
@@ -63,3 +67,30 @@ def normal(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
 def permutation(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
     """(B, count) int64: for each sample a uniformly random permutation of 0 .. count-1."""
     return random_bits(seed, purpose, index_B, count).argsort(dim=1, stable=True)
+
+
+def keyed_permutation(seed: int, purpose: str, key_B: Tensor, place_B: Tensor, count_B: Tensor) -> Tensor:
+    """Where a permutation of 0 .. count-1, of each key another one, sends each place: (B,) int64 on the CPU.
+
+    All (B,) int64, 0 <= place < count < 2^62. Time and memory of a place do not depend on the count: a Feistel network
+    over an even number of bits (Luby and Rackoff 1988), walked until it is below the count again, which takes less than
+    four passes on average (Black and Rogaway 2002).
+    """
+    key_B = _mix((key_B + 1) * _GOLDEN + _key(seed, purpose)).numpy().view(np.uint64)
+    place_B, count_B = (x_B.numpy().view(np.uint64) for x_B in (place_B, count_B))
+    half_B = (np.frexp((count_B - 1).astype(np.longdouble))[1].clip(_LEAST_BITS) + 1).astype(np.uint64) // 2
+    result_B = place_B.copy()
+    walking_N = np.arange(len(place_B))
+    while len(walking_N):
+        key_N, half_N, place_N = key_B[walking_N], half_B[walking_N], result_B[walking_N]
+        mask_N = (np.uint64(1) << half_N) - np.uint64(1)
+        left_N, right_N = place_N >> half_N, place_N & mask_N
+        for turn in range(1, _TURNS + 1):
+            bits_N = (right_N + np.uint64(turn) * np.uint64(2**32)) * np.uint64(_GOLDEN & _ALL) ^ key_N
+            bits_N = (bits_N ^ (bits_N >> np.uint64(30))) * np.uint64(_MIX_1 & _ALL)
+            bits_N = (bits_N ^ (bits_N >> np.uint64(27))) * np.uint64(_MIX_2 & _ALL)
+            left_N, right_N = right_N, left_N ^ ((bits_N >> np.uint64(31)) & mask_N)
+        place_N = (left_N << half_N) | right_N
+        result_B[walking_N] = place_N
+        walking_N = walking_N[place_N >= count_B[walking_N]]
+    return torch.from_numpy(result_B.view(np.int64))

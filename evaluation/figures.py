@@ -19,7 +19,7 @@ from biglearn_vae.observation import Observation
 from biglearn_vae.pictures import Row, panels, sheet, shown
 from data import randomness
 from data.errors import UserError
-from data.read.holdout import trained_images
+from data.order.holdout import trained_images
 from data.read.index import prepare_command, read_index
 from model.masks import observed_of_kind, place_masks
 from trainer.config import load_config

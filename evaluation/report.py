@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from data.errors import UserError, printable
-from data.read.holdout import HOLDOUT
+from data.order.holdout import HOLDOUT
 from evaluation.assessment import FORMAT
 from model.masks import STANDARD_MASKS
 

@@ -1,6 +1,8 @@
-"""Write a data set as shards, or verify a folder of shards."""
+"""Write a data set as shards, verify a folder of shards, or index the tar files of other tools."""
 
+import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,9 +13,11 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 from data.errors import UserError
+from data.order.weave import Weave
 from data.prepare.verify import verify
 from data.read.index import read_index
 from data.sources import SOURCES
+from data.storage.addresses import TARS, require_addresses
 
 EXAMPLES = """\
 examples:
@@ -21,6 +25,7 @@ examples:
   python launch/prepare.py mnist --source ~/torchvision --out datasets/mnist --workers 4
   python launch/prepare.py celeba --source ~/celeba --out datasets/celeba
   python launch/prepare.py folder --source ~/pictures --out datasets/pictures --image-size 64
+  python launch/prepare.py index 's3://bucket/faces/{00000..00099}.tar'
   python launch/prepare.py verify datasets/mnist
 
 An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.
@@ -53,7 +58,62 @@ def _parser() -> Parser:
         add("--overwrite", action="store_true", help="replace what the folder holds")
     command = commands.add_parser("verify", help="read all shards of a folder and check them")
     command.add_argument("folder", metavar="DIR")
+    what = "find the images in tar files of other tools (WebDataset, img2dataset)"
+    _add_index(commands.add_parser("index", help=what))
     return parser
+
+
+def _add_index(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("shards", metavar="SHARDS", help="their addresses or paths: {00000..00099}, *, :: between several")
+    add("--test-shards", metavar="SHARDS", help="those to test with; default: one image of 50 is kept back")
+    add("--label", metavar="FIELD", help="field of the JSON of an image that is its label; default: its cls, or 0")
+    add("--out", metavar="DIR", help="folder or address of the index; default: datasets/webdataset-..., by SHARDS")
+    for name, metavar, what in (
+        ("lanes", "K", "sequences that the order is woven from, see docs/data.md"),
+        ("block", "N", "neighbouring images that are read at once"),
+        ("window", "N", "blocks of a lane among which images are shuffled"),
+    ):
+        default = getattr(Weave, name)
+        add(f"--{name}", metavar=metavar, type=whole_number, default=default, help=f"{what}; default: %(default)s")
+    add(
+        "--share",
+        metavar="I/N",
+        type=_share,
+        help="every N-th file from the I-th on; then all without it",
+    )
+    add("--workers", metavar="N", type=whole_number, help="processes; default: as many as there are cores")
+    accepted = "files to leave out, because they are no tar of images; default: %(default)s"
+    add("--max-damaged", metavar="N", type=_limit, default=0, help=accepted)
+    add("--overwrite", action="store_true", help="look through all files again")
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is no share, as 0/4 to 3/4 are")
+    return int(number), int(count)
+
+
+def _index(options: argparse.Namespace) -> int:
+    from data.read.config import DataConfig  # slow to import, as above
+    from data.tars.indexing import index_tars
+
+    for shards in filter(None, (options.shards, options.test_shards)):
+        require_addresses(shards)
+    asked = {"test_shards": options.test_shards, "label_field": options.label}
+    data = DataConfig(source=TARS, shards=options.shards, index=options.out, **asked)
+    index_tars(
+        options.shards,
+        data.index_folder,
+        **asked,
+        weave=Weave(options.lanes, options.block, options.window),
+        workers=options.workers or len(os.sched_getaffinity(0)),
+        share=options.share,
+        max_damaged=options.max_damaged,
+        overwrite=options.overwrite,
+    )
+    return 0
 
 
 def _limit(text: str) -> int:
@@ -65,6 +125,8 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.command == "verify":
         return _verify(options.folder)
+    if options.command == "index":
+        return _index(options)
     from data.prepare.writing import (  # slow to import: only now, so that mistakes answer at once
         default_workers,
         prepare,

@@ -57,10 +57,12 @@ def dry_run(config) -> int:
     import torch
 
     from biglearn_vae.images import open_index
-    from data.read.holdout import trained_images
+    from data.order.holdout import trained_images
     from data.read.index import INDEX_NAME
-    from data.read.storage import is_there, storage_of
     from data.sources import SOURCES
+    from data.storage.addresses import TARS
+    from data.storage.storage import is_there
+    from data.tars.manifest import MANIFEST_NAME
     from trainer.build import meta_task
     from trainer.choices import choose, ways_of
     from trainer.config import dump_config
@@ -82,9 +84,11 @@ def dry_run(config) -> int:
     except UserError as error:  # a login node need not have what the run will have
         ways = {"not_here": str(error)}
     memory = asdict(expected_memory(carried_out, meta_task(config), world_size))
-    shards = config.data.shards
-    prepared = is_there(shards) and INDEX_NAME in storage_of(shards).names()  # codes are of as many images
-    sizes = open_index(config.data).images if prepared else SOURCES[config.data.source].splits
+    name = MANIFEST_NAME if config.data.source == TARS else INDEX_NAME
+    if is_there(config.data.index_folder, name):  # codes are of as many images
+        sizes = open_index(config.data).images
+    else:
+        sizes = SOURCES[config.data.source].splits if config.data.source in SOURCES else None
     counts = {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
@@ -112,9 +116,7 @@ def dry_run(config) -> int:
 def train(config, resume: bool, stop: StopRequest) -> int:
     """Train, and say at the end what was learned and where it lies."""
     from data.files import write_aside
-    from data.prepare import prepare
-    from data.read.storage import is_there
-    from data.sources import SOURCES
+    from data.prepare.at_once import prepare_at_once
     from trainer.loop import train as train_loop
     from trainer.ranks.world import joined_world
     from trainer.run_directory import RunDirectory
@@ -122,14 +124,11 @@ def train(config, resume: bool, stop: StopRequest) -> int:
     run = RunDirectory(config.run_dir)
     with joined_world(config.engine.device, config.engine.timeout_seconds) as world:
         show_warnings(world.rank)
-        source = SOURCES.get(config.data.source)
         with world.agreed():
             if world.is_main:
                 if not resume:
                     run.refuse_present()  # at once; the loop asks again when the run is locked
-                if source and source.embedded and not is_there(config.data.shards):
-                    print(f"{config.data.shards} is absent; writing it from the images that come with scikit-learn")
-                    prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
+                prepare_at_once(config.data)
         summary = train_loop(config, world, run, resume, stop)
         with world.agreed():
             if world.is_main and not summary["stopped_by"]:

@@ -80,15 +80,15 @@ def joint_plans(patches: int) -> tuple[Plan, ...]:
 def local_positions(first: int, batch_size: int, groups: int, share: int, shares: int) -> Tensor:
     """Positions in the training sequence that one of `shares` equal shares (rank x accumulation) of a batch holds.
 
-    The batch is the positions first .. first + batch_size - 1; group g is its g-th block. A share takes an equal
-    run of every group, group after group: int64 (batch_size / shares,). Which image belongs to which group does
-    not depend on the number of shares.
+    The batch is the positions first .. first + batch_size - 1; group g is its g-th block. A share takes every
+    `shares`-th position, group after group: int64 (batch_size / shares,). Which image belongs to which group does not
+    depend on the number of shares; from batch to batch a share goes on in the same lanes of `data.order.order.Woven`.
     """
     per_group = batch_size // groups
     per_share = per_group // shares
     assert per_share * shares * groups == batch_size, (batch_size, groups, shares)
-    start_G = first + torch.arange(groups) * per_group + share * per_share
-    return (start_G[:, None] + torch.arange(per_share)).flatten()
+    start_G = first + torch.arange(groups) * per_group + share
+    return (start_G[:, None] + torch.arange(per_share) * shares).flatten()
 
 
 def place_masks(n_S_B: Tensor, n_T_B: Tensor, index_B: Tensor, patches: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from biglearn_vae.find_images import open_images
 from biglearn_vae.images import open_codec, open_index, open_stream
 from data.errors import NonFiniteError, UserError
 from data.files import write_aside
-from data.read.holdout import trained_images
+from data.order.holdout import trained_images
 from evaluation.assessment import Extent, assess, references_of
 from evaluation.chains import fillings_and_times
 from evaluation.figures import epochs_of

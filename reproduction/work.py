@@ -13,9 +13,7 @@ import torch
 from biglearn_vae.images import open_codec, open_index
 from data.errors import UserError
 from data.files import lock, make_folder
-from data.prepare import prepare
-from data.read.storage import is_there
-from data.sources import SOURCES
+from data.prepare.at_once import prepare_at_once
 from model.biglearn import BigLearnModel, ModelConfig
 from reproduction.cell import Cell, name_of, path_of, read_cell, write_cell
 from reproduction.grid import load_grid
@@ -163,7 +161,5 @@ def _require_writable(folder: Path) -> None:
 
 def _require_images(config: Config) -> None:
     """UserError now for what would end a cell when its turn has come; images that come with a package are written."""
-    source = SOURCES.get(config.data.source)
-    if source and source.embedded and not is_there(config.data.shards):
-        prepare(config.data.source, config.data.shards, image_size=config.data.image_size)
+    prepare_at_once(config.data)
     open_index(config.data, open_codec(config.data))

@@ -12,8 +12,9 @@ from tests.programs import ROOT
 # From the ground up. Rooms of one line do not know one another, but for trainer/, which puts its own together.
 FLOORS = (
     ("data",),
-    ("data.sources",),
+    ("data.sources", "data.storage", "data.order"),
     ("data.read",),
+    ("data.tars",),
     ("data.prepare",),
     ("model",),
     ("model.packed", "model.patch_autoencoder"),

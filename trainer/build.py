@@ -11,7 +11,7 @@ from biglearn_vae.images import open_codec, open_index, open_stream
 from data.batch import Batch
 from data.read.config import DataConfig
 from data.read.index import Index
-from data.read.stream import Stream, prefetch
+from data.read.stream import Stream, expected, prefetch
 from model.biglearn import BigLearnModel
 from model.masks import Plan, local_positions
 from model.packed.rectangles import attend_by_rectangles
@@ -154,6 +154,7 @@ def micro_batches(stream: Stream, config: Config, images: int, groups: int, worl
     samples = config.micro_batch_size(world.size)
     at_once = stream.reads_at_once(samples)
     reads = (torch.cat([next(positions) for _ in range(at_once)]) for _ in itertools.count())
+    reads = expected(stream, reads, depth=stream.look_ahead // size * accumulation)
     batches = (batch for read in prefetch(stream.read, reads, config.data.workers) for batch in read.split(samples))
     while True:
         yield list(itertools.islice(batches, accumulation))

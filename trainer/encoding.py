@@ -28,8 +28,8 @@ from data.read.index import (
     read_index,
     require_folder_path,
 )
-from data.read.storage import storage_of
 from data.read.stream import Stream
+from data.storage.storage import storage_of
 from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
 from trainer.ranks.world import World
@@ -81,8 +81,7 @@ def encode_images(
     """
     began = time.monotonic()
     with world.agreed():
-        for folder in (images, out):
-            require_folder_path(folder)
+        require_folder_path(out, local=True)
         if out.resolve() == images.resolve():  # overwriting would remove what is to be encoded
             raise UserError(f"{out} holds the images: choose another --out for their codes")
         index = load_index(images)

@@ -18,7 +18,9 @@ import torch.distributed as dist
 
 from biglearn_vae.before import OF_BEFORE
 from biglearn_vae.checkpoint import Checkpoint, State, newest_whole
+from biglearn_vae.images import order_law
 from data.errors import UserError
+from data.order.order import Permuted
 from data.read.index import Index
 from model.patch_autoencoder.codec import PatchCodec
 from trainer.build import Parts, rates_at
@@ -31,7 +33,9 @@ log = logging.getLogger(__name__)
 def identity(config: Config, index: Index, codec: PatchCodec | None) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
     of_codec = {"codec": codec.checksum} if codec else {}
-    return {**config.of_model(), **of_codec, "data_checksum": index.checksum}
+    law = order_law(config.data, index)
+    of_order = {} if law == Permuted.law else {"data_order": law}  # the one that there always was
+    return {**config.of_model(), **of_codec, **of_order, "data_checksum": index.checksum}
 
 
 def whole_identity(state: State) -> dict:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.errors import UserError, printable
 from data.read import records
 from data.read.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_path
-from data.read.storage import StoredFile, storage_of
+from data.storage.storage import StoredFile, storage_of
 
 
 def verify(root: Path | str, progress: bool = False) -> list[str]:

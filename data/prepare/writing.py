@@ -2,20 +2,12 @@
 
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +26,7 @@ from data.prepare.shard_files import (
     remove,
     write_shard,
 )
+from data.processes import spread
 from data.read.index import (
     INDEX_NAME,
     Index,
@@ -45,10 +38,10 @@ from data.read.index import (
     require_folder_path,
     sidecar_path,
 )
-from data.read.storage import storage_of
 from data.sources import find_source
 from data.sources.images import DamagedImageError, resize
 from data.sources.samples import Samples, Source, warn_if_dark
+from data.storage.storage import storage_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +81,7 @@ def prepare(
     began = time.monotonic()
     for folder in (out, source_dir):
         if folder is not None:
-            require_folder_path(folder)
+            require_folder_path(folder, local=True)
     out = Path(out)
     source = find_source(source_name)
     if image_size is None:
@@ -174,7 +167,7 @@ def _complete(
     shown = None if progress and todo else True  # None: on a terminal
     total = sum(len(job.samples.labels_N) for job in jobs)
     with tqdm(total=total, initial=there, unit=" images", desc=str(out), disable=shown) as bar:
-        for job, shard in _write_all(todo, workers):
+        for job, shard in spread(_write, todo, workers):
             finished[job.path] = shard
             _refuse_damaged(out, finished.values(), max_damaged)
             bar.update(shard.images)
@@ -219,48 +212,6 @@ def _jobs(out: Path, recipe: Recipe, split: str, samples: Samples) -> Iterator[_
         part = samples[start : start + step]
         path = out / f"{split}-{number:06d}.tar"
         yield _Job(path, recipe, split, number * recipe.shard_records, part)
-
-
-def _write_all(jobs: list[_Job], workers: int) -> Iterator[tuple[_Job, Shard]]:
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        yield from ((job, _write(job)) for job in jobs)
-        return
-    if multiprocessing.current_process().daemon:
-        raise UserError("a daemonic process cannot start the processes that write shards: call prepare with workers=1")
-    # Spawned, because forking a process that runs threads (torch, tqdm) can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
-        with _without_main():
-            waiting = {pool.submit(_write, job): job for job in jobs}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BrokenProcessPool:
-            raise UserError("a writing process was killed (memory?): run again, with --workers 1") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes that start here do not import the caller's script.
-
-    They need nothing of it, and one that has no `if __name__ == "__main__":` would prepare again in each of them.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _follow_parent() -> None:
-    """In a writing process: interrupts are the parent's to handle, and when it dies, so does this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write(job: _Job) -> Shard:

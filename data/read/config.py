@@ -1,14 +1,16 @@
 """The `data` section of a configuration."""
 
+import hashlib
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data.errors import UserError
-from data.read.holdout import HOLDOUT
+from data.order.holdout import HOLDOUT
 from data.read.index import require_folder_path
 from data.section import Section
 from data.sources import SOURCES
+from data.storage.addresses import TARS, require_addresses
 
 
 class DataConfig(Section):
@@ -16,8 +18,19 @@ class DataConfig(Section):
 
     # Name of the data set, as `python launch/prepare.py --help` lists them.
     source: str
-    # Folder with the shards of the images and their index.json; every process must see it at this path.
+    # Folder or address with the shards of the images and their index.json, which every process must see; for the source
+    # webdataset the tar files themselves, as s3://bucket/train-{00000..00099}.tar, and :: between several.
     shards: str = Field(default_factory=lambda values: f"datasets/{values.get('source')}")
+    # Of webdataset: the tar files to test with; null keeps back one image of 50 of the others.
+    test_shards: str | None = None
+    # Of webdataset: the field of the JSON of an image that holds its label; null takes the member cls, or 0.
+    label_field: str | None = None
+    # Of webdataset: folder or address of the index; null: datasets/webdataset-..., by what is indexed.
+    index: str | None = None
+    # Folder for parts of files from elsewhere, shared by the processes of a node; null: below ~/.cache.
+    cache: str | None = None
+    # What it holds at most, bytes, and never more than half of what is free; 0 keeps nothing.
+    cache_bytes: int = Field(2**35, ge=0)
     # Side of the square images, pixels.
     image_size: int = Field(32, gt=0)
     # Side of a square patch, pixels.
@@ -42,26 +55,44 @@ class DataConfig(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        if source not in SOURCES:
-            raise ValueError(f"no data set is called {source!r}; known are {', '.join(SOURCES)}")
+        if source not in (*SOURCES, TARS):
+            raise ValueError(f"no data set is called {source!r}; known are {', '.join((*SOURCES, TARS))}")
         return source
 
-    @field_validator("shards", "latents")
+    @field_validator("shards", "test_shards", "latents", "index")
     @classmethod
-    def _folder(cls, folder: str) -> str:
+    def _folder(cls, folder: str | None, info: ValidationInfo) -> str | None:
         if folder in ("", "~"):
             raise ValueError("Input should be a folder")
+        if folder is None:
+            return None
+        is_files = info.data.get("source") == TARS and info.field_name in ("shards", "test_shards")
         try:
-            require_folder_path(folder)
+            (require_addresses if is_files else require_folder_path)(folder)
         except UserError as error:
             raise ValueError(str(error)) from None
         return folder
+
+    @model_validator(mode="after")
+    def _of_tars(self) -> "DataConfig":
+        for key in ("test_shards", "label_field", "index"):
+            if self.source != TARS and getattr(self, key) is not None:
+                raise ValueError(f"{key} belongs to data.source {TARS}, not to {self.source}")
+        return self
 
     @model_validator(mode="after")
     def _whole_patches(self) -> "DataConfig":
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         return self
+
+    @property
+    def index_folder(self) -> str:
+        """Where the index of the images is: with the shards, or beside them where these are not ours."""
+        if self.source != TARS:
+            return self.shards
+        asked = "\0".join(map(str, (self.shards, self.test_shards, self.label_field)))
+        return self.index or f"datasets/{TARS}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     @property
     def patches(self) -> int:

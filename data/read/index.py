@@ -9,15 +9,24 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.errors import UserError, printable
-from data.read.storage import STORAGES, StoredFile, scheme_of, storage_of
+from data.order.weave import Weave
 from data.sources import SOURCES
 from data.sources.walk import ARCHIVE
+from data.storage.cache import BlockCache
+from data.storage.storage import STORAGES, StoredFile, is_local, scheme_of, storage_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data.order.order import Order
+    from data.order.parts import Part
+    from data.read.sound import SoundImages
 
 INDEX_NAME = "index.json"
 HEADER_BYTES = 4096  # no .npy header of ours is longer
@@ -199,6 +208,26 @@ class Index(Recipe):
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
+    def open_split(self, root: Path | str, split: str, part: "Part", cache: BlockCache) -> "SoundImages":
+        """The images of a part of a split, for reading. cache: for what lies elsewhere."""
+        from data.read.split_images import SplitImages  # which needs this module
+
+        return SplitImages(self, root, split, part, cache)
+
+    def order(self, root: Path | str, images: int, seed: int | None, in_memory: bool) -> "Order":
+        """In which so many images come: what is read from elsewhere comes in blocks of neighbours."""
+        from data.order.order import FileOrder, Permuted, Woven  # slow to import: only where it is needed
+
+        if seed is None:
+            return FileOrder(images)
+        return Permuted(images, seed) if in_memory or is_local(root) else Woven(images, seed, Weave())
+
+    def draw_held_out(self, images: int, holdout: int) -> "Tensor":
+        """The indices of the images that are held out of so many."""
+        from data.order.holdout import draw_any
+
+        return draw_any(images, holdout)
+
     @property
     def checksum(self) -> str:
         """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
@@ -239,19 +268,19 @@ def sidecar_path(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.json")
 
 
-def require_folder_path(folder: Path | str) -> None:
+def require_folder_path(folder: Path | str, *, local: bool = False) -> None:
     """UserError if this can be no folder.
 
-    That is an address, which other readers of shards would fetch or, worse, run; an archive or a pattern of archives,
-    if no folder is called so; any other file.
+    That is an address that cannot be read, or any address where only a folder of this machine will do (`local`); an
+    archive or a pattern of archives, if no folder is called so; any other file.
     """
     shown, path = printable(str(folder)), Path(folder)
-    if (scheme := scheme_of(folder)) in STORAGES:
+    if (scheme := scheme_of(folder)) in STORAGES and not local:
         return
     if scheme:
+        what = "written to a folder" if local else "read from a folder"
         raise UserError(
-            f"shards are read from a folder; {shown} is none: copy them to a disk, or mount what holds them, and"
-            " give the path"
+            f"shards are {what}; {shown} is none: copy them to a disk, or mount what holds them, and give the path"
         )
     is_archive = ARCHIVE.search(path.name)
     if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):
@@ -273,9 +302,10 @@ def read_index(root: Path | str, command: Callable[..., str] | None = None) -> I
     command(*options): what writes the folder, for the remedy in a message; None guesses.
     """
     require_folder_path(root)
-    path, storage = Path(root) / INDEX_NAME, storage_of(root)
+    path, storage = f"{root}/{INDEX_NAME}", storage_of(root)
     if command is None:
-        command = partial(prepare_command, path.parent.name if path.parent.name in SOURCES else "mnist", root)
+        name = Path(root).name
+        command = partial(prepare_command, name if name in SOURCES else "mnist", root)
     again = f"write the shards again with {command('--overwrite')}"
     try:
         with storage.open(INDEX_NAME) as file:
@@ -300,7 +330,7 @@ def read_index(root: Path | str, command: Callable[..., str] | None = None) -> I
 
 def open_shard(root: Path | str, index: Index, shard: Shard) -> StoredFile:
     """The shard, opened for reading. UserError if it is absent or of another size than the index says."""
-    path = Path(root) / shard.name
+    path = f"{root}/{shard.name}"
     try:
         file = storage_of(root).open(shard.name)
     except PermissionError as error:

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from data.read.index import HEADER_BYTES, Index, Member, Record
-from data.read.storage import StoredFile
+from data.storage.storage import StoredFile
 
 _LABEL = np.dtype("<i8")
 _CRC32 = np.dtype("<u4")

@@ -1,24 +1,27 @@
 """The training sequence: which image comes at which place, and how it is read from its shard."""
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from data.batch import Batch
 from data.errors import UserError
+from data.order.parts import Part, Whole
 from data.patches import patchify
-from data.randomness import permutation
 from data.read.index import Index
-from data.read.split_images import SplitImages
+from data.storage.cache import BlockCache
+
+Read = TypeVar("Read")
 
 _CHUNK = 1024  # images that are read at once into memory
+_LOADERS = 4  # threads that do so
 _READ_BYTES = 2**24  # of the tokens of one read from memory, where the work of a read, not its bytes, costs time
 
 
@@ -36,8 +39,9 @@ class Stream:
     Raises UserError when the shards do not fit the index, no image is sound, or the images do not divide into
     patches.
 
-    part_N: (images,) int64, the indices in the split of the images of the sequence; None: all, in file order.
-    transform: of float32 (B, L, D), on the device: what is done to tokens last.
+    part: the images of the split that the sequence has; None: all, in file order.
+    transform: of float32 (B, L, D), on the device: what is done to tokens last. cache: for shards that lie elsewhere;
+    None keeps nothing on the disk.
 
     images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
     """
@@ -50,18 +54,19 @@ class Stream:
         *,
         patch_size: int,
         seed: int | None,
-        part_N: Tensor | None = None,
+        part: Part | None = None,
         device: torch.device | str = "cpu",
         memory_bytes: int = 2**31,
         transform: Callable[[Tensor], Tensor] | None = None,
+        cache: BlockCache | None = None,
     ):
         if split not in index.splits:
             raise UserError(f"{root} has no split {split!r}, only {', '.join(index.splits)}")
         height, width, self._channels = index.image_shape
         if height != width or height % patch_size:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
-        self._part_N = torch.arange(index.images[split]) if part_N is None else part_N
-        self.images = len(self._part_N)
+        self._part = part or Whole(index.images[split])
+        self.images = self._part.images
         self.patches = (height // patch_size) ** 2
         self.device = torch.device(device)
         self._patch_size, self._transform, self._holds_codes = patch_size, transform, bool(index.codes)
@@ -69,16 +74,14 @@ class Stream:
             raise UserError(
                 f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
             )
-        self._seed = seed
-        self._orders: dict[int, Tensor] = {}  # of the last two epochs: a batch may cross the seam
-        self._lock = threading.Lock()
-
-        self._source = SplitImages(index, root, split, self._part_N.numpy())
-        self._label_N = torch.from_numpy(self._source.label_N)
+        in_memory = self.images * index.content_bytes <= memory_bytes
+        self._order = index.order(root, self.images, seed, in_memory)
+        self._source = index.open_split(root, split, self._part, cache or BlockCache(Path(), 0))
+        self._label_N: Tensor | None = None
         self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
         # Beside the steps, so that what is read ahead waits for none of them.
         self._beside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        if self.images * index.content_bytes <= memory_bytes:
+        if in_memory:
             self._load(index)
 
     @property
@@ -92,7 +95,7 @@ class Stream:
 
     def order(self, position_B: Tensor) -> Tensor:
         """The index in the data set, that is in its split, of each position: (B,) int64, on the CPU."""
-        return self._part_N[self._place(position_B)]
+        return self._part.index(self._order.place(position_B.cpu()))
 
     def read(self, position_B: Tensor) -> Batch:
         """The images at these positions ((B,) int64, best on the CPU), on the stream's device.
@@ -110,6 +113,21 @@ class Stream:
         done.synchronize()
         return batch
 
+    @property
+    def look_ahead(self) -> int:
+        """Positions of the sequence that are worth an `expect` before they are read; 0 where the images are at hand."""
+        return self._order.look_ahead if self._content_NLD is None else 0
+
+    @property
+    def law(self) -> str:
+        """Names the function that gives the order, for what must not change within a run."""
+        return self._order.law
+
+    def expect(self, position_B: Tensor) -> None:
+        """These will be read soon: what lies far away is fetched meanwhile."""
+        if self._content_NLD is None:
+            self._source.expect(self.order(position_B).numpy())
+
     def reads_at_once(self, samples: int) -> int:
         """How many batches of so many images `read` best gives at once, to be split: several, from memory."""
         if self._content_NLD is None:
@@ -118,9 +136,9 @@ class Stream:
         return max(1, _READ_BYTES // (4 * values * samples))
 
     def _read_tokens(self, position_B: Tensor) -> Batch:
-        place_B = self._place(position_B)
+        place_B = self._order.place(position_B.cpu())
         if self._content_NLD is None:
-            content_BLD, label_B = self._read(self._part_N[place_B])
+            content_BLD, label_B = self._read(self._part.index(place_B))
             content_BLD, label_B = to_device(content_BLD, self.device), to_device(label_B, self.device)
         else:
             place_B = to_device(place_B, self.device)
@@ -134,34 +152,12 @@ class Stream:
             x_BLD = self._transform(x_BLD)
         return Batch(x_BLD, to_device(position_B, self.device), label_B)
 
-    def _place(self, position_B: Tensor) -> Tensor:
-        """The place in the part, 0 .. images-1, of each position: (B,) int64, on the CPU."""
-        position_B = position_B.cpu()
-        turn_B = position_B % self.images
-        if self._seed is None:
-            return turn_B
-        epoch_B = position_B // self.images
-        place_B = torch.empty_like(turn_B)
-        for epoch in epoch_B.unique().tolist():
-            chosen_B = epoch_B == epoch
-            place_B[chosen_B] = self._order_of(epoch)[turn_B[chosen_B]]
-        return place_B
-
-    def _order_of(self, epoch: int) -> Tensor:
-        """(images,) int64: the permutation of one epoch."""
-        with self._lock:  # threads that read ahead share the orders
-            if epoch not in self._orders:
-                if len(self._orders) == 2:
-                    del self._orders[min(self._orders)]
-                self._orders[epoch] = permutation(self._seed, "order", torch.tensor([epoch]), self.images)[0]
-            return self._orders[epoch]
-
     def _read(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, D) as they are stored, uint8 or float16, and labels (B,) int64, from the shards."""
-        content_BN, source_B = self._source.read(index_B.numpy())
+        content_BN, label_B = self._source.read(index_B.numpy())
         content_BN = torch.from_numpy(content_BN)
         tokens_BLD = content_BN if self._holds_codes else patchify(content_BN, self._patch_size)
-        return tokens_BLD, self._label_N[source_B]
+        return tokens_BLD, torch.from_numpy(label_B)
 
     def _load(self, index: Index) -> None:
         """Read all images of the sequence to the device; the shards are needed no more."""
@@ -170,8 +166,10 @@ class Stream:
             (self.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
         )
         label_N = torch.empty(self.images, dtype=torch.int64)
-        for place_B in torch.arange(self.images).split(_CHUNK):
-            content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = self._read(self._part_N[place_B])
+        places = torch.arange(self.images).split(_CHUNK)
+        read = prefetch(lambda place_B: self._read(self._part.index(place_B)), places, _LOADERS)
+        for place_B, (content_BLD, label_B) in zip(places, read, strict=True):
+            content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = content_BLD, label_B
         self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)
         self._source.close()
 
@@ -183,7 +181,19 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def prefetch(read: Callable[[Tensor], Batch], positions: Iterable[Tensor], workers: int) -> Iterator[Batch]:
+def expected(stream: Stream, positions: Iterable[Tensor], depth: int) -> Iterator[Tensor]:
+    """The same positions, of which the stream is told `depth` reads ahead what will be read."""
+    waiting: deque[Tensor] = deque()
+    for position_B in positions:
+        if depth:
+            stream.expect(position_B)
+        waiting.append(position_B)
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def prefetch(read: Callable[[Tensor], Read], positions: Iterable[Tensor], workers: int) -> Iterator[Read]:
     """read(p) for each p, in order, read ahead by `workers` threads; 0 reads in the caller's thread.
 
     An error of `read` is raised where its batch was due. Closing the generator ends the threads.

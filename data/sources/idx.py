@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import UserError
-from data.files import aside_of
+from data.files import aside_of, cache_folder
 from data.sources.samples import Samples
 
 _DOWNLOAD_BYTES = 64 * 2**20  # no file that is downloaded is larger
@@ -70,7 +70,7 @@ class IdxSource:
         )
 
     def _download(self, progress: bool) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biglearn-vae" / self.name
+        cache = cache_folder() / self.name
         try:
             cache.mkdir(parents=True, exist_ok=True)
             for name, md5 in self.md5.items():

@@ -206,12 +206,10 @@ def _world_size(options: argparse.Namespace) -> int:
 def _require_ready(config: "Config", world_size: int) -> None:
     """UserError now for what would end the job when its turn has come."""
     from biglearn_vae.images import open_codec, open_index
-    from data.read.storage import is_there
-    from data.sources import SOURCES
+    from data.prepare.at_once import is_prepared_at_once
 
     config.micro_batch_size(world_size)
-    source = SOURCES.get(config.data.source)
-    if not (source and source.embedded and not is_there(config.data.shards)):  # those the job writes itself
+    if not is_prepared_at_once(config.data):  # by the job
         open_index(config.data, open_codec(config.data))
 
 

@@ -1,11 +1,12 @@
 import math
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from data.randomness import normal, permutation, random_bits, uniform
+from data.randomness import keyed_permutation, normal, permutation, random_bits, uniform
 
 MANY = torch.arange(20_000)
 GOLDEN_BITS = [[4136607561205992379, 5970600448991636037], [2244696745922003538, -6361161536353429220]]
@@ -17,6 +18,7 @@ GOLDEN_BITS_OF_7 = {  # by seed and purpose
 }
 GOLDEN_PERMUTATION = [[1, 4, 6, 7, 0, 5, 3, 2]]
 GOLDEN_UNIFORM = [[0.4456701874732971, 0.20304721593856812]]
+GOLDEN_KEYED = [[0, 5, 3, 7, 2, 1, 4, 6], [5, 4, 1, 7, 2, 3, 0, 6]]
 GOLDEN_NORMAL = [[1.7058244943618774, -0.12161222100257874, 2.121614694595337]]
 
 
@@ -107,3 +109,37 @@ def test_any_integer_is_a_seed():
     for seed in (-1, 0, 2**63, 2**64 + 5):
         assert random_bits(seed, "a", torch.tensor([0]), 1).shape == (1, 1)
     assert not torch.equal(random_bits(-1, "a", MANY, 1), random_bits(1, "a", MANY, 1))
+
+
+def permuted(count, keys, seed=0):
+    """(keys, count): where the permutation of each key sends each place."""
+    key_B, place_B = torch.arange(keys).repeat_interleave(count), torch.arange(count).repeat(keys)
+    return keyed_permutation(seed, "k", key_B, place_B, torch.full_like(place_B, count)).view(keys, count)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 100, 255, 256, 257, 5000])
+def test_a_keyed_permutation_has_every_place_once(count):
+    for row_N in permuted(count, 3):
+        assert row_N.sort().values.tolist() == list(range(count))
+
+
+def test_keyed_permutations_are_golden():
+    assert permuted(8, 2).tolist() == GOLDEN_KEYED
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_every_permutation_of_a_few_is_as_likely_as_any_other(count):
+    many = math.factorial(count)
+    weight_N = count ** torch.arange(count)
+    counts = (permuted(count, 200 * many) * weight_N).sum(1).unique(return_counts=True)[1]
+    assert len(counts) == many
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_a_keyed_permutation_of_many_places_leaves_no_trace_of_its_order():
+    count, place_B = 10**9, torch.arange(20_000)
+    sent_B = keyed_permutation(0, "k", torch.zeros_like(place_B), place_B, torch.full_like(place_B, count))
+    assert stats.kstest(sent_B.numpy() / count, "uniform").pvalue > 1e-3
+    assert stats.kstest(sent_B.diff().numpy() % count / count, "uniform").pvalue > 1e-3
+    other_B = keyed_permutation(0, "k", torch.ones_like(place_B), place_B, torch.full_like(place_B, count))
+    assert abs(np.corrcoef(sent_B, other_B)[0, 1]) < 0.03

@@ -110,9 +110,10 @@ def test_evaluation_draws_from_the_true_betas():
 def test_shares_divide_every_group_equally_and_groups_do_not_depend_on_them(shares):
     groups, batch = 4, 32
     positions = [local_positions(96, batch, groups, share, shares).view(groups, -1) for share in range(shares)]
-    together = torch.cat(positions, dim=1)  # group after group, whatever the shares
+    together = torch.cat(positions, dim=1).sort(dim=1).values  # group after group, whatever the shares
     assert together.tolist() == torch.arange(96, 128).view(groups, -1).tolist()
     assert all(p.shape[1] == batch // groups // shares for p in positions)
+    assert all((p % shares == share).all() for share, p in enumerate(positions))  # of lanes of its own
 
 
 def test_a_batch_that_does_not_split_is_refused():

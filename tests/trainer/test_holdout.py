@@ -9,7 +9,7 @@ import torch
 from biglearn_vae.checkpoint import load_checkpoint
 from biglearn_vae.images import open_index, open_stream
 from data.errors import UserError
-from data.read.holdout import split_training
+from data.order.holdout import draw_any, split_training
 from data.read.index import load_index
 from data.read.stream import Stream
 from launch.commands.stages import why_trained
@@ -42,8 +42,8 @@ def test_without_held_out_images_nothing_changes(tiny, world, digits_shards):
 def test_evaluations_and_the_best_checkpoint_come_from_the_held_out_images(tiny, world, digits_shards):
     config = tiny("data.holdout=30", "evaluate.images=null")
     summary = run_of(config, world)
-    _, held_out_N = split_training(1437, 30)
-    stream = Stream(load_index(digits_shards), digits_shards, "train", patch_size=8, seed=None, part_N=held_out_N)
+    _, held_out = split_training(1437, 30, draw_any)
+    stream = Stream(load_index(digits_shards), digits_shards, "train", patch_size=8, seed=None, part=held_out)
     checkpoint, task = load_checkpoint(newest(config)), build_task(config)
     task.load_state_dict(checkpoint.tensors["ema"])
     expected = evaluate(task, stream, config.evaluate, world)
@@ -54,7 +54,7 @@ def test_evaluations_and_the_best_checkpoint_come_from_the_held_out_images(tiny,
 
 @pytest.mark.parametrize("memory_bytes", [0, 2**31])
 def test_no_seed_trains_on_a_held_out_image(tiny, world, memory_bytes):
-    held_out = set(split_training(1437, 100)[1].tolist())
+    held_out = set(draw_any(1437, 100).tolist())
     for seed in (0, 1):
         config = tiny("data.holdout=100", f"data.memory_bytes={memory_bytes}", f"seed={seed}")
         parts = build_parts(config, world)

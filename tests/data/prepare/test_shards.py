@@ -17,12 +17,14 @@ import pytest
 import webdataset
 
 from data.errors import UserError
+from data.order.parts import Whole
 from data.prepare import prepare
 from data.prepare.verify import verify
 from data.read.config import DataConfig
 from data.read.index import load_index
 from data.read.split_images import SplitImages
 from data.sources import SOURCES
+from data.storage.cache import BlockCache
 from tests.programs import ROOT
 
 
@@ -423,16 +425,21 @@ def test_an_index_beyond_all_bounds_is_not_read(tmp_path):
         load_index(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["pipe:cat secret", "http://host/shards", "s3://bucket/shards", "S3://b"])
+@pytest.mark.parametrize("folder", ["pipe:cat secret", "ftp://host/shards", "hf://b"])
 def test_what_is_no_folder_is_refused_on_sight(folder):
     message = f"shards are read from a folder; {folder} is none"
     with pytest.raises(UserError, match=re.escape(message)):
         load_index(folder)
-    with pytest.raises(UserError, match=re.escape(message)):
-        prepare("digits", folder, progress=False)
     with pytest.raises(ValueError, match=re.escape(message)):
         DataConfig(source="digits", shards=folder)
     assert verify(folder)[0].startswith(message)
+
+
+@pytest.mark.parametrize("folder", ["pipe:cat secret", "http://host/shards", "s3://bucket/shards", "S3://b"])
+def test_shards_are_written_to_a_folder_of_this_machine(folder):
+    for places in ({"out": folder}, {"out": "out", "source_dir": folder}):
+        with pytest.raises(UserError, match=re.escape(f"shards are written to a folder; {folder} is none")):
+            prepare("digits", **places, progress=False)
 
 
 def test_a_missing_folder_names_the_command(tmp_path):
@@ -454,7 +461,7 @@ def test_too_many_open_files_and_no_permission_are_said_as_such(digits, shared_f
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 1, hard))
     try:
         with pytest.raises(UserError, match=r"Too many open files: allow more of them with `ulimit -n \d+`"):
-            SplitImages(digits[0], digits[1], "train")
+            SplitImages(*digits, "train", Whole(1437), BlockCache(Path(), 0))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -3,8 +3,9 @@
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from data.files import write_aside
 
@@ -32,8 +33,26 @@ class StoredFile(Protocol):
     def __exit__(self, *_) -> None: ...
 
 
+class Fetched(NamedTuple):
+    """Bytes of a file, with the size of the whole of it and a tag that changes when its content does."""
+
+    content: memoryview
+    size: int
+    tag: str
+
+
+class NoRangesError(OSError):
+    """Whoever holds the file gives the whole of it, or nothing."""
+
+
 class Storage(Protocol):
     """A folder of files. What fails is an OSError that says why."""
+
+    def fetch(self, name: str, start: int, stop: int | None) -> Fetched:
+        """The bytes start .. stop - 1 of a file, from any thread: fewer at its end; None: all from there on.
+
+        Raises NoRangesError where it can only be had from 0 to None.
+        """
 
     def open(self, name: str) -> StoredFile:
         """A file, for reading."""
@@ -61,6 +80,13 @@ class LocalFolder:
     def __init__(self, root: Path | str):
         self.root = Path(root)
 
+    def fetch(self, name: str, start: int, stop: int | None) -> Fetched:
+        with (self.root / name).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            content = bytearray(max(0, min(status.st_size, status.st_size if stop is None else stop) - start))
+            count = os.preadv(file.fileno(), [content], start) if content else 0
+        return Fetched(memoryview(content)[:count], status.st_size, str(status.st_mtime_ns))
+
     def open(self, name: str) -> _LocalFile:
         return _LocalFile(self.root / name)
 
@@ -71,7 +97,21 @@ class LocalFolder:
         write_aside(self.root / name, content)
 
 
-STORAGES: dict[str, type[Storage]] = {}  # by what stands before ://
+def _file_address(root: Path | str) -> LocalFolder:
+    return LocalFolder(str(root).partition("://")[2])
+
+
+def _objects(root: Path | str) -> Storage:
+    from data.storage.objects import ObjectFolder  # slow to import: only where it is needed
+
+    return ObjectFolder(root)
+
+
+# By what stands before ://.
+STORAGES: dict[str, Callable[[Path | str], Storage]] = {
+    "file": _file_address,
+    **dict.fromkeys(("s3", "gs", "http", "https"), _objects),
+}
 
 
 def scheme_of(root: Path | str) -> str | None:
@@ -85,10 +125,16 @@ def storage_of(root: Path | str) -> Storage:
     return STORAGES.get(scheme_of(root), LocalFolder)(root)
 
 
-def is_there(root: Path | str) -> bool:
-    """Whether anything lies at this address."""
+def is_local(root: Path | str) -> bool:
+    """Whether it is a folder of this machine, or one that is mounted on it."""
+    return scheme_of(root) in (None, "file")
+
+
+def is_there(root: Path | str, name: str | None = None) -> bool:
+    """Whether anything lies at this address, or a file of this name."""
     try:
-        storage_of(root).names()
+        storage = storage_of(root)
+        storage.open(name).close() if name else storage.names()
     except FileNotFoundError:
         return False
     except OSError:  # a file where a folder is meant, or one that may not be looked into

@@ -1,0 +1,1 @@
+"""Which image comes when: parts of a split, and the order of an epoch."""

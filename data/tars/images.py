@@ -1,0 +1,142 @@
+"""The images of a split of tar files, fetched in blocks of neighbours and decoded when they are read."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import UserError, printable
+from data.order.parts import Part
+from data.read.sound import SoundImages
+from data.sources.images import decode, resize
+from data.storage.addresses import split_address
+from data.storage.blocks import Blocks
+from data.storage.cache import BlockCache
+from data.storage.storage import LocalFolder, NoRangesError, Storage, storage_of
+from data.tars.manifest import Tar, TarIndex
+from data.tars.sidecar import Rows, SidecarReader
+
+_GAP_BYTES = 2**16  # between two images, that are fetched with them rather than skipped by another request
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring images of a split. first: the index of the first."""
+
+    first: int
+    content: list[memoryview]
+    label_N: np.ndarray
+
+
+class TarImages(SoundImages):
+    """Damaged are images that cannot be decoded. Raises UserError when a file cannot be read, or is another one by now.
+
+    cache: for what lies elsewhere.
+    """
+
+    def __init__(self, index: TarIndex, split: str, part: Part, cache: BlockCache):
+        super().__init__(index.images[split], index.content_shape, index.content_dtype, part)
+        self._index, self._split, self._cache = index, split, cache
+        self._first_N = index.first_N[split].tolist()
+        weave = index.manifest.weave
+        self._block_images = weave.block
+        self._blocks: Blocks[int, _Block] = Blocks(self._fetch_block, most=4 * weave.lanes * weave.window)
+        self._sidecars = storage_of(index.folder)
+        self._readers: dict[int, SidecarReader] = {}
+        self._gives_parts = True  # until a server says otherwise
+
+    def expect(self, index_B: np.ndarray) -> None:
+        self._blocks.expect(np.unique(index_B // self._block_images).tolist())
+
+    def close(self) -> None:
+        self._blocks.close()
+
+    def damaged_error(self, limit: int) -> UserError:
+        count, first = self._first_damaged()
+        return UserError(
+            f"damaged images in split {self._split}: {count}, more than data.max_damaged={limit} (first: {first}):"
+            " mend the files and index them again, or raise data.max_damaged"
+        )
+
+    def _none_sound(self) -> UserError:
+        return UserError(f"no image of split {self._split} in {self._index.manifest.shards} can be decoded")
+
+    def _read_image(self, index: int, content_N: np.ndarray) -> int:
+        number = index // self._block_images
+        block = self._blocks.take(number, times=min(self._block_images, self.images - number * self._block_images))
+        place = index - block.first
+        image_HWC = decode(bytes(block.content[place]))
+        content_N[...] = resize(image_HWC, len(content_N))
+        return int(block.label_N[place])
+
+    def _name(self, index: int) -> str:
+        place = bisect_right(self._first_N, index) - 1
+        tar = self._index.tars[place]
+        row = index - self._first_N[place] + (tar.train if self._split == "test" else 0)
+        return f"{self._split} image {index} ({printable(tar.name)}, image {row} of its index)"
+
+    def _fetch_block(self, number: int) -> _Block:
+        first = number * self._block_images
+        stop = min(first + self._block_images, self.images)
+        content, labels, index = [], [], first
+        while index < stop:
+            place = bisect_right(self._first_N, index) - 1
+            tar = self._index.tars[place]
+            before = tar.train if self._split == "test" else 0  # rows of the other split
+            start = index - self._first_N[place]
+            count = min(stop - index, getattr(tar, self._split) - start)
+            rows = self._reader(place).rows(before + start, before + start + count)
+            content += self._fetch_rows(tar, rows)
+            labels.append(rows.label_N)
+            index += count
+        return _Block(first, content, np.concatenate(labels))
+
+    def _reader(self, place: int) -> SidecarReader:
+        reader = self._readers.get(place)
+        if not reader:
+            tar = self._index.tars[place]
+            reader = SidecarReader(self._sidecars, tar.sidecar, tar.train + tar.test, tar.bytes)
+            self._readers[place] = reader
+        return reader
+
+    def _fetch_rows(self, tar: Tar, rows: Rows) -> list[memoryview]:
+        """The bytes of each image; those with little between them come together."""
+        start_N, stop_N = rows.offset_N, rows.offset_N + rows.bytes_N
+        is_new_N = np.append(True, start_N[1:] - np.maximum.accumulate(stop_N)[:-1] > _GAP_BYTES)
+        content: list[memoryview] = []
+        for these_N in np.split(np.arange(len(start_N)), np.flatnonzero(is_new_N)[1:]):
+            low, high = int(start_N[these_N].min()), int(stop_N[these_N].max())
+            run = self._fetch(tar, low, high)
+            ends = zip((start_N[these_N] - low).tolist(), (stop_N[these_N] - low).tolist(), strict=True)
+            content += [run[start:stop] for start, stop in ends]
+        return content
+
+    def _fetch(self, tar: Tar, start: int, stop: int) -> memoryview:
+        """Some bytes of a tar: from the disk of this node if they are there, or from where the file lies."""
+        folder, name = split_address(tar.address)
+        storage, cache, key = storage_of(folder), self._cache, f"{tar.address} {tar.bytes} {tar.tag}"
+        if isinstance(storage, LocalFolder):
+            return self._ask(storage, tar, name, start, stop)
+        if self._gives_parts:
+            try:
+                return cache.get(f"{key} {start} {stop}", lambda: self._ask(storage, tar, name, start, stop))
+            except NoRangesError:
+                self._gives_parts = False
+        return cache.get(key, lambda: self._ask(storage, tar, name, 0, None), start, stop)
+
+    def _ask(self, storage: Storage, tar: Tar, name: str, start: int, stop: int | None) -> memoryview:
+        """The answer, which must be of the file that was indexed."""
+        again = f"index the shards again with {self._index.command('--overwrite')}"
+        try:
+            found = storage.fetch(name, start, stop)
+        except NoRangesError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{printable(tar.address)} cannot be read ({error.strerror}): when it can, --resume auto goes on"
+            ) from None
+        if (found.size, found.tag) != (tar.bytes, tar.tag):
+            raise UserError(f"{printable(tar.address)} has changed since it was indexed: {again}")
+        if len(found.content) != (tar.bytes if stop is None else stop) - start:
+            raise UserError(f"{printable(tar.address)}: the answer broke off: when it does not, --resume auto goes on")
+        return found.content
