@@ -65,7 +65,7 @@ def _parser() -> Parser:
 
 def _add_index(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("shards", metavar="SHARDS", help="their addresses or paths: {00000..00099}, *, :: between several")
+    add("shards", nargs="+", metavar="SHARDS", help="their addresses or paths, with {00000..00099} or *")
     add("--test-shards", metavar="SHARDS", help="those to test with; default: one image of 50 is kept back")
     add("--label", metavar="FIELD", help="field of the JSON of an image that is its label; default: its cls, or 0")
     add("--out", metavar="DIR", help="folder or address of the index; default: datasets/webdataset-..., by SHARDS")
@@ -99,12 +99,13 @@ def _index(options: argparse.Namespace) -> int:
     from data.read.config import DataConfig  # slow to import, as above
     from data.tars.indexing import index_tars
 
-    for shards in filter(None, (options.shards, options.test_shards)):
-        require_addresses(shards)
+    shards = "::".join(options.shards)
+    for each in filter(None, (shards, options.test_shards)):
+        require_addresses(each)
     asked = {"test_shards": options.test_shards, "label_field": options.label}
-    data = DataConfig(source=TARS, shards=options.shards, index=options.out, **asked)
+    data = DataConfig(source=TARS, shards=shards, index=options.out, **asked)
     index_tars(
-        options.shards,
+        shards,
         data.index_folder,
         **asked,
         weave=Weave(options.lanes, options.block, options.window),

@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from data.errors import UserError
+from data.storage.addresses import require_addresses
 from launch.commands.stages import Stages
 from model.method import METHODS
 from reproduction.grid import load_grid
@@ -272,6 +273,8 @@ def check_preparation(call: Call) -> None:
     command = parsed(call).command
     if command == "verify":
         run_it(call)
+    elif command == "index":
+        require_addresses("::".join(parsed(call).shards))
     elif command == "digits":
         with chdir("folder"):
             run_it(call)
@@ -347,7 +350,9 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "benchmarks/quality.py": check_quality,
     "benchmarks/scaling.py": parsed,
     "benchmarks/scaling_check.py": parsed,
+    "benchmarks/shuffle.py": parsed,
     "benchmarks/stream.py": parsed,
+    "benchmarks/tars.py": parsed,
     "benchmarks/throughput.py": check_throughput,
     "docs/make.py": check_words(),
     "launch/encode.py": check_stage_1("patch_autoencoder"),

@@ -1,6 +1,7 @@
 """The configuration: YAML files that may extend one another, checked key by key, and overrides."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -122,6 +123,20 @@ class Config(Section):
         return batch // shares
 
 
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """A shell makes several words of one with braces: names of tar files that follow one another are one value."""
+    joined: list[str] = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in ("data.shards", "data.test_shards") and value.endswith(".tar") and joined:
+            before, _, other = joined[-1].partition("=")
+            if before == key and other.endswith(".tar"):
+                joined[-1] += f"::{value}"
+                continue
+        joined.append(text)
+    return joined
+
+
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """The checked configuration of a YAML file; overrides are "section.key=value".
 
@@ -131,7 +146,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     values = _read(Path(path), seen=())
     if (Path(path).parent / "run.json").exists():  # a run wrote it down, with every key that there was
         add_values_of_before(values)
-    for text in overrides:
+    for text in _joined(overrides):
         override(values, text, Config)
     stage_1, data = values.get("stage_1"), values.get("data")
     has_stage_1 = isinstance(stage_1, str) and not is_null(stage_1)

@@ -117,6 +117,8 @@ class TarImages(SoundImages):
         storage, cache, key = storage_of(folder), self._cache, f"{tar.address} {tar.bytes} {tar.tag}"
         if isinstance(storage, LocalFolder):
             return self._ask(storage, tar, name, start, stop)
+        if self._gives_parts and (kept := cache.look(key, start, stop)) is not None:
+            return kept  # where the whole file had to be fetched
         if self._gives_parts:
             try:
                 return cache.get(f"{key} {start} {stop}", lambda: self._ask(storage, tar, name, start, stop))

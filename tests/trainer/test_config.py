@@ -143,3 +143,11 @@ def test_attention_in_one_launch_needs_a_gpu_and_fitting_heads(tiny, world):
 def test_a_decay_longer_than_the_run_is_refused(tiny):
     with pytest.raises(UserError, match="schedule.decay_images=97 are more than train.total_images=96"):
         tiny("schedule.name=wsd", "schedule.decay_images=97")
+
+
+def test_tar_files_that_a_shell_made_of_braces_are_one_value():
+    of_shell = [f"data.shards=s3://b/{number}.tar" for number in range(3)]
+    config = load_config("configs/digits.yaml", ["data.source=webdataset", *of_shell, "seed=3"])
+    assert config.data.shards == "s3://b/0.tar::s3://b/1.tar::s3://b/2.tar"
+    config = load_config("configs/digits.yaml", [of_shell[0], "data.source=webdataset", of_shell[1]])
+    assert config.data.shards == "s3://b/1.tar"  # a later word of a person replaces an earlier one
