@@ -27,7 +27,7 @@ def open_codec(data: DataConfig) -> PatchCodec | None:
     """
     if not data.code_dim:
         return None
-    path, command = Path(data.latents) / CODEC, _encode_command(data)
+    path, command = f"{data.latents}/{CODEC}", _encode_command(data)
     try:
         codec = read_codec(path)
     except OSError as error:

@@ -278,10 +278,8 @@ def require_folder_path(folder: Path | str, *, local: bool = False) -> None:
     if (scheme := scheme_of(folder)) in STORAGES and not local:
         return
     if scheme:
-        what = "written to a folder" if local else "read from a folder"
-        raise UserError(
-            f"shards are {what}; {shown} is none: copy them to a disk, or mount what holds them, and give the path"
-        )
+        what = "this works in folders of the machine" if local else "shards are read from a folder"
+        raise UserError(f"{what}; {shown} is none: copy what it holds to a disk, or mount it, and give the path")
     is_archive = ARCHIVE.search(path.name)
     if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):
         return

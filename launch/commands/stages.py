@@ -72,6 +72,11 @@ class Stages:
         stage_1 = load_config(stage_2.stage_1, of_stage_1)
         if stage_1.method != "patch_ae":
             raise UserError(f"stage_1 of {path} is a {stage_1.method}, no patch_ae: name configs/celeba_patchae.yaml")
+        if data.source not in SOURCES:
+            raise UserError(
+                f"both stages together need prepared images, not data.source {data.source}: unpack them for"
+                " `python launch/prepare.py folder`; or train stage 1 alone with launch/train.py"
+            )
         if Path(data.latents).resolve() == Path(data.shards).resolve():
             raise UserError(f"data.latents and data.shards are both {data.shards}: set data.latents to another folder")
         if stage_1.data.image_size != data.image_size:

@@ -10,6 +10,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.storage.addresses import split_address
+from data.storage.storage import storage_of
 from model.patch_autoencoder.network import PatchAutoencoder
 
 CODEC = "codec.safetensors"
@@ -94,14 +96,16 @@ def is_codec_file(path: Path) -> bool:
         return False
 
 
-def read_codec(path: Path) -> PatchCodec:
-    """A codec from its file. Raises OSError, and UserError, which names the file, for what is no codec."""
-    if path.stat().st_size > _FILE_BYTES:
-        raise UserError(f"{path} is no codec: it is larger than any of ours")
-    return parse_codec(path.read_bytes(), path)
+def read_codec(path: Path | str) -> PatchCodec:
+    """A codec from its file or address. Raises OSError, and UserError, which names it, for what is no codec."""
+    folder, name = split_address(str(path))
+    with storage_of(folder).open(name) as file:
+        if file.size > _FILE_BYTES:
+            raise UserError(f"{path} is no codec: it is larger than any of ours")
+        return parse_codec(file.read(), path)
 
 
-def parse_codec(content: bytes, path: Path) -> PatchCodec:
+def parse_codec(content: bytes, path: Path | str) -> PatchCodec:
     """A codec from the content of its file."""
     try:
         tensors = load(content)

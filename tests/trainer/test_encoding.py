@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biglearn_vae.checkpoint import State
-from biglearn_vae.images import open_codec, open_index
+from biglearn_vae.images import open_codec, open_index, open_stream
 from biglearn_vae.trained import read_patch_autoencoder
 from data.errors import UserError
 from data.prepare import prepare
 from data.prepare.shard_files import locked
 from data.prepare.verify import verify
+from data.read.config import DataConfig
 from data.read.index import INDEX_NAME, encode_command, load_index
 from data.read.stream import Stream
 from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
+from tests.servers import s3_of
 from trainer import encoding
 from trainer.build import build_parts
 from trainer.checkpoints.writer import CheckpointWriter
@@ -75,6 +77,22 @@ def test_shards_hold_the_codes_and_labels_of_the_images(encoded, digits_shards, 
         assert torch.equal(codes.label_B, pixels.label_B)
         expected_BLC = codes_of(autoencoder, pixels.x_BLD).float()
         torch.testing.assert_close(codes.x_BLD, expected_BLC, rtol=2e-3, atol=1e-6)  # a step of float16
+
+
+def test_codes_and_their_codec_may_lie_in_s3(encoded, digits_shards, tmp_path, monkeypatch):
+    data = DataConfig(
+        source="digits", shards=str(digits_shards), image_size=32, patch_size=16, code_dim=512, latents=str(encoded)
+    )
+    with s3_of(encoded) as environment:
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        far = data.model_copy(update={"latents": "s3://bucket/set", "cache": str(tmp_path)})
+        read = []
+        for each in (data, far):
+            codec = open_codec(each)
+            stream = open_stream(each, open_index(each, codec), "train", None, codec=codec)
+            read.append(stream.read(torch.arange(0, 1437, 50)).x_BLD)
+    assert torch.equal(*read)
 
 
 def test_webdataset_reads_them(encoded):

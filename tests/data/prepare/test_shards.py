@@ -438,7 +438,7 @@ def test_what_is_no_folder_is_refused_on_sight(folder):
 @pytest.mark.parametrize("folder", ["pipe:cat secret", "http://host/shards", "s3://bucket/shards", "S3://b"])
 def test_shards_are_written_to_a_folder_of_this_machine(folder):
     for places in ({"out": folder}, {"out": "out", "source_dir": folder}):
-        with pytest.raises(UserError, match=re.escape(f"shards are written to a folder; {folder} is none")):
+        with pytest.raises(UserError, match=re.escape(f"this works in folders of the machine; {folder} is none")):
             prepare("digits", **places, progress=False)
 
 

@@ -39,7 +39,7 @@ def index(shards, out, **options):
 
 
 def checksum(manifest, image_size=8):
-    return TarIndex(manifest, "", image_size, None).checksum
+    return TarIndex(manifest, "", image_size).checksum
 
 
 def test_images_are_found_with_their_keys_and_labels(tmp_path):
