@@ -42,7 +42,7 @@ def joint_elbos(entries: Sequence[Entry]) -> Figure | None:
         axes.set_xticks(places, labels)
         axes.set(title=source, ylabel="test JointELBO, nats", xlim=(-0.5, len(labels) - 0.5))
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS))
     figure.suptitle("As Figure 2 of the paper: points are seeds, lines their mean")
     return figure
 
