@@ -119,7 +119,7 @@ def test_more_than_accepted_stop_the_preparation(folder, tmp_path, workers):
     out = tmp_path / "out"
     request = {"source_dir": folder, "workers": workers, **LAYOUT}
     with pytest.raises(
-        UserError, match=r"damaged images: 9 or more, which is more than --max-damaged 8 \(first train/001"
+        UserError, match=r"damaged images: 9 or more, which is more than --max-damaged 8 \(first train/0"
     ) as caught:
         prepare("folder", out, max_damaged=8, **request)
     assert str(caught.value).isprintable()

@@ -357,3 +357,38 @@ def test_alpha_of_a_palette_and_none_at_all():
     assert np.array_equal(alpha_HW, rgba[..., 3])
     assert np.array_equal(image_HWC[1:], rgba[1:, :, :3])
     assert (decode_with_alpha(encoded(Image.fromarray(picture())))[1] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1, "quality": 30}])
+@pytest.mark.parametrize("size", [(64, 64), (97, 61), (61, 98)])
+def test_plain_jpegs_are_decoded_as_pil_does(mode, options, size, monkeypatch):
+    picture = (
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)).convert(mode).resize(size)
+    )
+    content = io.BytesIO()
+    picture.save(content, "jpeg", **(options if mode == "RGB" else {}))
+    fast = [images.decode(content.getvalue(), crop) for crop in (None, 40)]
+    assert images._plain_jpeg(content.getvalue()) is not None
+    monkeypatch.setattr(images, "_plain_jpeg", lambda content: None)
+    for one, crop in zip(fast, (None, 40), strict=True):
+        assert np.array_equal(one, images.decode(content.getvalue(), crop))
+
+
+def test_a_jpeg_that_says_more_is_left_to_pil():
+    picture, exif = Image.new("RGB", (20, 10)), Image.Exif()
+    exif[274] = 6
+    for save, is_plain in (({}, True), ({"exif": exif}, False), ({"xmp": b"<x:xmpmeta/>"}, False)):
+        content = io.BytesIO()
+        picture.save(content, "jpeg", **save)
+        assert (images._plain_jpeg(content.getvalue()) is not None) == is_plain
+    content = io.BytesIO()
+    picture.convert("CMYK").save(content, "jpeg")
+    assert images._plain_jpeg(content.getvalue()) is None
+
+
+def test_a_plain_jpeg_that_was_cut_is_damaged():
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(content, "jpeg")
+    with pytest.raises(DamagedImageError, match="truncated"):
+        images.decode(content.getvalue()[:-200])

@@ -132,15 +132,16 @@ def test_our_own_shards_may_lie_in_s3(s3, digits, tmp_path, monkeypatch, memory_
         assert verify("s3://bucket/set") == []
 
 
-def test_each_block_is_fetched_once_by_the_ranks_of_a_node(web, tmp_path):
-    """Both read all that they need, and then once more: what one fetched, the other has."""
+@pytest.mark.parametrize("ranks", [2, 16])
+def test_each_block_is_fetched_once_by_the_ranks_of_a_node(web, tmp_path, ranks):
+    """All read all that they need, and then once more: what one fetched, the others have."""
     index = open_index(web.address, tmp_path)
     web.asked.clear()
-    streams = [stream_of(index, cache=BlockCache(tmp_path / "cache", 2**30)) for _ in range(2)]
+    streams = [stream_of(index, cache=BlockCache(tmp_path / "cache", 2**30)) for _ in range(ranks)]
     position_B = torch.arange(288)  # of whole lanes
     for _ in range(2):
         threads = [
-            threading.Thread(target=lambda s=s, r=r: [s.read(p) for p in position_B[r::2].split(20)])
+            threading.Thread(target=lambda s=s, r=r: [s.read(p) for p in position_B[r::ranks].split(20)])
             for r, s in enumerate(streams)
         ]
         for thread in threads:
