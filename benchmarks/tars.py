@@ -7,6 +7,7 @@ Stream, from the disk       data.read.stream.Stream, with data.source=webdataset
 Stream, from HTTP           the same, from a web server of this machine, nothing kept on the disk
 Stream, kept on the disk    the same, after it was read once
 webdataset                  webdataset.WebDataset with a buffer of as many images as the woven order has, PIL decoding
+mosaicml-streaming, litdata where they are installed: the JPEG files in their own format, on the disk, PIL decoding
 
 --scale N: an index of N images in tar files of 10,000, which are all the same file, opened in a process of its own: the
 seconds until the first batch is there, and the memory that it took beside the libraries.
@@ -24,8 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -111,6 +115,16 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             "Stream, kept on the disk": stream("web", "kept"),
             "webdataset": lambda epoch: from_webdataset(sorted(map(str, tars.iterdir())), options, epoch),
         }
+        files = [
+            record["jpg"] for record in webdataset.WebDataset(sorted(map(str, tars.iterdir())), shardshuffle=False)
+        ]
+        for name, module, written in (
+            ("mosaicml-streaming", "streaming", write_mosaic),
+            ("litdata", "litdata", write_litdata),
+        ):
+            if find_spec(module):
+                samples = written(files, folder / module)
+                forms[name] = partial(from_samples, samples, options.batch_size)
         times: dict[str, list[float]] = {name: [] for name in forms}
         for repeat in range(1 + options.repeats):
             for name, form in forms.items():
@@ -136,6 +150,32 @@ def from_webdataset(tars: list[str], options: argparse.Namespace, epoch: int) ->
     dataset = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=epoch).shuffle(Weave().images).decode("rgb8")
     for images_BHWC, _ in dataset.to_tuple("jpg", "cls").batched(options.batch_size):
         yield patchify(torch.from_numpy(images_BHWC), PATCH).float() / 255
+
+
+def write_mosaic(files: list[bytes], folder: Path) -> Iterable[dict]:
+    from streaming import MDSWriter, StreamingDataset
+
+    with MDSWriter(out=str(folder), columns={"jpg": "bytes"}, size_limit=2**24) as writer:
+        for content in files:
+            writer.write({"jpg": content})
+    return StreamingDataset(local=str(folder), shuffle=True, batch_size=1)
+
+
+def write_litdata(files: list[bytes], folder: Path) -> Iterable[dict]:
+    import litdata
+
+    litdata.optimize(fn=_as_sample, inputs=files, output_dir=str(folder), chunk_bytes="16MB", num_workers=1)
+    return litdata.StreamingDataset(str(folder), shuffle=True)
+
+
+def _as_sample(content: bytes) -> dict[str, bytes]:
+    return {"jpg": content}
+
+
+def from_samples(samples: Iterable[dict], batch_size: int, epoch: int) -> Iterator[torch.Tensor]:
+    images = (np.asarray(Image.open(BytesIO(sample["jpg"])).convert("RGB")) for sample in samples)
+    while batch := list(islice(images, batch_size)):
+        yield patchify(torch.from_numpy(np.stack(batch)), PATCH).float() / 255
 
 
 def scale(options: argparse.Namespace, folder: Path) -> None:
