@@ -9,14 +9,17 @@ from biglearn_vae.images import open_index
 from biglearn_vae.trained import run_of
 from data.errors import UserError
 from data.read.config import DataConfig
-from data.read.index import Index, prepare_command
+from data.read.index import prepare_command
+from data.read.stream import ImageIndex
 from data.storage.addresses import TARS
 from data.storage.storage import scheme_of
 
 log = logging.getLogger(__name__)
 
 
-def open_images(description: Description, model: str | Path, shards: str | None = None) -> tuple[DataConfig, Index]:
+def open_images(
+    description: Description, model: str | Path, shards: str | None = None
+) -> tuple[DataConfig, ImageIndex]:
     """The images of a model, with the folder where they are, for `open_stream`.
 
     model: the path that it was loaded from. shards: the folder that a person names, where one may mean other images,
@@ -48,7 +51,7 @@ def find_data(
     nothing goes, UserError if one is nowhere; option: what says where it is. Others that are nowhere stay as they are.
     """
     if shards:
-        return data.model_copy(update={"shards": shards})
+        return data.model_copy(update={"shards": shards, "index": None})
     places, found = _places(Path(model)), {}
     of_images = "index" if data.source == TARS else "shards"
     needed = tuple(of_images if key == "shards" else key for key in needed)

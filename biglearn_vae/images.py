@@ -12,8 +12,8 @@ from data.errors import UserError
 from data.files import cache_folder
 from data.order.holdout import HOLDOUT, split_training, trained_images
 from data.read.config import DataConfig
-from data.read.index import Index, encode_command, load_index, prepare_command
-from data.read.stream import Stream
+from data.read.index import encode_command, load_index, prepare_command
+from data.read.stream import ImageIndex, Stream, fits_memory
 from data.storage.addresses import TARS
 from data.storage.cache import BlockCache
 from data.tars.manifest import TarIndex, index_command, read_manifest
@@ -51,7 +51,7 @@ def _encode_command(data: DataConfig) -> Callable[..., str]:
     return partial(encode_command, data.latents, *options, **from_what)
 
 
-def open_index(data: DataConfig, codec: PatchCodec | None = None) -> Index | TarIndex:
+def open_index(data: DataConfig, codec: PatchCodec | None = None) -> ImageIndex:
     """The index of the shards to read, which must hold what the configuration says.
 
     codec: what the codes must be of, in latent shards, unless they are made on the fly; None: the images are read.
@@ -101,15 +101,15 @@ def _open_tars(data: DataConfig, codec: PatchCodec | None) -> TarIndex:
     return index
 
 
-def order_law(data: DataConfig, index: Index | TarIndex) -> str:
+def order_law(data: DataConfig, index: ImageIndex) -> str:
     """Names the function that gives the order in which a run sees its training images."""
     images = trained_images(index.images.get("train", 0), data.holdout)
-    return index.order(_root(data, index), images, 0, images * index.content_bytes <= data.memory_bytes).law
+    return index.order(_root(data, index), images, 0, fits_memory(index, images, data.memory_bytes)).law
 
 
 def open_stream(
     data: DataConfig,
-    index: Index | TarIndex,
+    index: ImageIndex,
     split: str,
     seed: int | None,
     device: torch.device | str = "cpu",
@@ -142,5 +142,5 @@ def open_stream(
     )
 
 
-def _root(data: DataConfig, index: Index | TarIndex) -> str:
+def _root(data: DataConfig, index: ImageIndex) -> str:
     return data.latents if index.codes else data.shards

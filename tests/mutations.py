@@ -189,7 +189,7 @@ MUTATIONS = (
         "what-is-kept-is-not-looked-for-again",
         "if (kept := _read(path, start, stop)) is not None:  # another process was faster",
         "if (kept := None) is not None:",
-        ("tests/data/tars/test_images.py", "-k", "at_once"),
+        ("tests/data/storage/test_cache.py", "-k", "at_once"),
     ),
     Mutation(
         "rows-outside-the-file-count",

@@ -10,8 +10,7 @@ import torch
 from biglearn_vae.images import open_codec, open_index, open_stream
 from data.batch import Batch
 from data.read.config import DataConfig
-from data.read.index import Index
-from data.read.stream import Stream, expected, prefetch
+from data.read.stream import ImageIndex, Stream, expected, prefetch
 from model.biglearn import BigLearnModel
 from model.masks import Plan, local_positions
 from model.packed.rectangles import attend_by_rectangles
@@ -90,7 +89,7 @@ class Parts:
     codec: of a model of codes, else None.
     """
 
-    index: Index
+    index: ImageIndex
     train_stream: Stream
     test_stream: Stream
     engine: Engine

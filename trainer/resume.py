@@ -21,7 +21,7 @@ from biglearn_vae.checkpoint import Checkpoint, State, newest_whole
 from biglearn_vae.images import order_law
 from data.errors import UserError
 from data.order.order import Permuted
-from data.read.index import Index
+from data.read.stream import ImageIndex
 from model.patch_autoencoder.codec import PatchCodec
 from trainer.build import Parts, rates_at
 from trainer.config import Config, load_config
@@ -30,7 +30,7 @@ from trainer.engines.optimizers.optimizer import RULES
 log = logging.getLogger(__name__)
 
 
-def identity(config: Config, index: Index, codec: PatchCodec | None) -> dict:
+def identity(config: Config, index: ImageIndex, codec: PatchCodec | None) -> dict:
     """What a checkpoint and the run that goes on from it must have in common."""
     of_codec = {"codec": codec.checksum} if codec else {}
     law = order_law(config.data, index)

@@ -35,7 +35,8 @@ class DataConfig(Section):
     image_size: int = Field(32, gt=0)
     # Side of a square patch, pixels.
     patch_size: int = Field(4, gt=0)
-    # A split of at most so many bytes, uint8 pixels or float16 codes, stays in memory; a larger one is read at random.
+    # A split of at most so many bytes, uint8 pixels or float16 codes, stays in memory. Images of a larger one are read
+    # when they are due: at random from our shards on a disk, else by blocks of neighbours, in an order woven of them.
     memory_bytes: int = Field(2**31, ge=0)
     # Damaged images of one split that a run accepts, each replaced by a sound one; more stop the run.
     max_damaged: int = Field(100, ge=0)

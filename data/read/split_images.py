@@ -21,7 +21,7 @@ from data.read.sound import SoundImages
 from data.sources.images import DamagedImageError
 from data.storage.blocks import Blocks
 from data.storage.cache import BlockCache
-from data.storage.storage import StoredFile, is_local
+from data.storage.storage import StoredFile, is_local, out_of_reach
 
 _OPENERS = 16  # threads that wait for answers, of shards that lie elsewhere
 
@@ -60,14 +60,16 @@ def _open(index: Index, root: Path | str, shard: Shard) -> _Opened:
             place = f"{root}/{shard.name}: record {record.key}: {error}"
             raise UserError(f"{place}; {index.remedy(root)}") from None
         except OSError as error:
-            raise UserError(f"{root}/{shard.name} cannot be read ({error.strerror})") from None
+            file.close()
+            raise out_of_reach(f"{root}/{shard.name}", error.strerror) from None
     return opened
 
 
 class SplitImages(SoundImages):
     """The images of our own shards. Damaged are those whose bytes cannot be read, or whose CRC-32 is another one now.
 
-    Raises UserError when a shard does not fit the index, and when no image of the part is sound.
+    Raises UserError when a shard does not fit the index, when one elsewhere is out of reach, and when no image of the
+    part is sound.
 
     cache: for shards that lie elsewhere, which are fetched in blocks of neighbours. label_N: (images,) int64, as they
     stand in the shards.
@@ -159,8 +161,7 @@ class SplitImages(SoundImages):
             try:
                 count = place.file.read_into(content, place.offset + start * size)
             except OSError as error:
-                why = f"{address} cannot be read ({error.strerror})"
-                raise UserError(f"{why}: when it can, --resume auto goes on") from None
+                raise out_of_reach(address, error.strerror) from None
             return content[:count]
 
         return self._cache.get(f"{address} {place.shard.sha256} {place.offset} {start} {stop}", ask)

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.batch import Batch
 from data.errors import UserError
+from data.order.order import Order
 from data.order.parts import Part, Whole
 from data.patches import patchify
-from data.read.index import Index
+from data.read.index import Codes
+from data.read.sound import SoundImages
 from data.storage.cache import BlockCache
 
 Read = TypeVar("Read")
@@ -25,16 +28,44 @@ _LOADERS = 4  # threads that do so
 _READ_BYTES = 2**24  # of the tokens of one read from memory, where the work of a read, not its bytes, costs time
 
 
+class ImageIndex(Protocol):
+    """What a data set says of itself, as `data.read.index.Index` and `data.tars.manifest.TarIndex` do.
+
+    source: its name. image_shape: (H, W, C). content_shape, content_dtype, content_bytes: of what is stored of an
+    image. codes: what images have become, if not None. classes: labels are 0 .. classes - 1. images: of each split, by
+    its name. checksum: identifies the images and their order.
+    """
+
+    source: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    images: dict[str, int]
+    codes: Codes | None
+    content_shape: tuple[int, ...]
+    content_dtype: np.dtype
+    content_bytes: int
+    checksum: str
+
+    def open_split(self, root: Path | str, split: str, part: Part, cache: BlockCache) -> SoundImages:
+        """The images of a part of a split, for reading. cache: for what lies elsewhere."""
+
+    def order(self, root: Path | str, images: int, seed: int | None, in_memory: bool) -> Order:
+        """In which so many images come; None: as they lie."""
+
+    def draw_held_out(self, images: int, holdout: int) -> Tensor:
+        """The indices of the images that are held out of so many: (holdout,) int64."""
+
+
 class Stream:
     """An endless sequence of the images of one split, or of a part of it, as tokens: pixels of patches, or their codes.
 
     Position n of the sequence is in epoch n // images; each epoch holds every image once, in an order that is
-    a function of (seed, epoch) alone, or that of the part when the seed is None. The stream has no state: a run
-    that counts the images it has seen resumes anywhere, on any number of ranks and threads.
+    a pure function of (seed, n), which the index chooses, or that of the part when the seed is None. The stream has no
+    state: a run that counts the images it has seen resumes anywhere, on any number of ranks and threads.
 
-    A split of at most `memory_bytes` is read once and stays, as it is stored, on `device`; a larger one is read at
-    random. Both give the same batches. Every image is checked when it is read: for a damaged one the next sound
-    one stands in, with its label.
+    A split of at most `memory_bytes` is read once and stays, as it is stored, on `device`; of a larger one images are
+    read when they are due. Every image is checked when it is read: for a damaged one the next sound one stands in, with
+    its label.
 
     Raises UserError when the shards do not fit the index, no image is sound, or the images do not divide into
     patches.
@@ -48,7 +79,7 @@ class Stream:
 
     def __init__(
         self,
-        index: Index,
+        index: ImageIndex,
         root: Path | str,
         split: str,
         *,
@@ -60,8 +91,8 @@ class Stream:
         transform: Callable[[Tensor], Tensor] | None = None,
         cache: BlockCache | None = None,
     ):
-        if split not in index.splits:
-            raise UserError(f"{root} has no split {split!r}, only {', '.join(index.splits)}")
+        if split not in index.images:
+            raise UserError(f"{root} has no split {split!r}, only {', '.join(index.images)}")
         height, width, self._channels = index.image_shape
         if height != width or height % patch_size:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
@@ -74,7 +105,7 @@ class Stream:
             raise UserError(
                 f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
             )
-        in_memory = self.images * index.content_bytes <= memory_bytes
+        in_memory = fits_memory(index, self.images, memory_bytes)
         self._order = index.order(root, self.images, seed, in_memory)
         self._source = index.open_split(root, split, self._part, cache or BlockCache(Path(), 0))
         self._label_N: Tensor | None = None
@@ -118,11 +149,6 @@ class Stream:
         """Positions of the sequence that are worth an `expect` before they are read; 0 where the images are at hand."""
         return self._order.look_ahead if self._content_NLD is None else 0
 
-    @property
-    def law(self) -> str:
-        """Names the function that gives the order, for what must not change within a run."""
-        return self._order.law
-
     def expect(self, position_B: Tensor) -> None:
         """These will be read soon: what lies far away is fetched meanwhile."""
         if self._content_NLD is None:
@@ -159,7 +185,7 @@ class Stream:
         tokens_BLD = content_BN if self._holds_codes else patchify(content_BN, self._patch_size)
         return tokens_BLD, torch.from_numpy(label_B)
 
-    def _load(self, index: Index) -> None:
+    def _load(self, index: ImageIndex) -> None:
         """Read all images of the sequence to the device; the shards are needed no more."""
         values = math.prod(index.content_shape) // self.patches
         content_NLD = torch.empty(
@@ -172,6 +198,11 @@ class Stream:
             content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = content_BLD, label_B
         self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)
         self._source.close()
+
+
+def fits_memory(index: ImageIndex, images: int, memory_bytes: int) -> bool:
+    """Whether so many of its images are held, rather than read when they are due."""
+    return images * index.content_bytes <= memory_bytes
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -13,13 +13,17 @@ _FETCHERS = 16  # threads that wait for answers
 
 
 class Blocks(Generic[Key, Block]):
-    """fetch: of a block, called from threads; what it raises is raised where the block is taken. most: blocks held."""
+    """fetch: of a block, called from threads; what it raises is raised where the block is taken. most: blocks held.
+
+    What waits when a fetch has failed fails alike, at once: a program that ends does not wait for a server in vain.
+    """
 
     def __init__(self, fetch: Callable[[Key], Block], most: int):
         self._fetch, self._most = fetch, most
         self._held: OrderedDict[Key, Future[Block]] = OrderedDict()
         self._taken: dict[Key, int] = {}
         self._lock = threading.Lock()
+        self._error: Exception | None = None
         self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
 
     def __len__(self) -> int:
@@ -52,8 +56,17 @@ class Blocks(Generic[Key, Block]):
         if key not in self._held:
             while len(self._held) >= self._most:  # read in part, and long ago
                 self._drop(next(iter(self._held)))
-            self._held[key] = self._pool.submit(self._fetch, key)
+            self._held[key] = self._pool.submit(self._try, key)
         return self._held[key]
+
+    def _try(self, key: Key) -> Block:
+        if self._error:
+            raise self._error
+        try:
+            return self._fetch(key)
+        except Exception as error:
+            self._error = error
+            raise
 
     def _drop(self, key: Key) -> None:
         self._held.pop(key, None)

@@ -12,7 +12,7 @@ from data.errors import UserError
 from data.files import make_folder, write_aside
 
 _LOCKS = 256
-_LOOKS = 64  # writes between two looks at what the folder holds
+_LOOK_SHARE = 100  # of the most bytes, that a process writes between two looks at what the folder holds
 
 
 class BlockCache:
@@ -24,7 +24,7 @@ class BlockCache:
 
     def __init__(self, folder: Path, most_bytes: int):
         self._folder, self._most_bytes = folder, most_bytes
-        self._until_look = 0
+        self._until_look = 0  # bytes
         self._is_made = False
 
     def get(self, key: str, fetch: Callable[[], memoryview], start: int = 0, stop: int | None = None) -> memoryview:
@@ -35,23 +35,16 @@ class BlockCache:
         if not self._most_bytes:
             return fetch()[start:stop]
         self._make()
-        path = self._path(key)
+        name = hashlib.sha256(key.encode()).hexdigest()
+        path = self._folder / name[:2] / name
         if (kept := _read(path, start, stop)) is not None:
             return kept
-        with self._alone(path.name):
+        with self._alone(name):
             if (kept := _read(path, start, stop)) is not None:  # another process was faster
                 return kept
             content = fetch()
             self._keep(path, content)
         return content[start:stop]
-
-    def look(self, key: str, start: int = 0, stop: int | None = None) -> memoryview | None:
-        """The bytes start .. stop - 1 of what was fetched under this key, if it is here."""
-        return _read(self._path(key), start, stop) if self._most_bytes else None
-
-    def _path(self, key: str) -> Path:
-        name = hashlib.sha256(key.encode()).hexdigest()
-        return self._folder / name[:2] / name
 
     def _make(self) -> None:
         """The folder, when something is to be kept."""
@@ -71,8 +64,8 @@ class BlockCache:
         try:
             if self._until_look <= 0:
                 self._make_room()
-                self._until_look = _LOOKS
-            self._until_look -= 1
+                self._until_look = self._most_bytes // _LOOK_SHARE
+            self._until_look -= len(content)
             path.parent.mkdir(exist_ok=True)
             write_aside(path, content)
         except OSError:

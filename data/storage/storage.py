@@ -1,4 +1,4 @@
-"""Where prepared shards lie. Another kind of place is a new file with its `Storage`, and a line in `STORAGES`."""
+"""Where shards lie. Another kind of place is a new file with its `Storage`, and a line in `STORAGES`."""
 
 import io
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
+from data.errors import UserError, printable
 from data.files import write_aside
 
 
@@ -128,6 +129,11 @@ def storage_of(root: Path | str) -> Storage:
 def is_local(root: Path | str) -> bool:
     """Whether it is a folder of this machine, or one that is mounted on it."""
     return scheme_of(root) in (None, "file")
+
+
+def out_of_reach(address: str, why: str) -> UserError:
+    """For what a run needs and cannot read now, though nothing says that it is damaged."""
+    return UserError(f"{printable(address)} cannot be read ({why}): when it can, --resume auto goes on")
 
 
 def is_there(root: Path | str, name: str | None = None) -> bool:

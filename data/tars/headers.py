@@ -29,11 +29,12 @@ class TarMember:
 class TarHeaders:
     """The plain files of a tar, in its order; OSError when it cannot be read, DamagedTarError when it is none.
 
-    size, tag: of the file, as `Storage.fetch` has them, after the first member.
+    size, tag: of the file, as `Storage.fetch` has them, after the first member. gives_parts: whether it could be read
+    in parts.
     """
 
     def __init__(self, storage: Storage, name: str):
-        self.size, self.tag = 0, ""
+        self.size, self.tag, self.gives_parts = 0, "", True
         self._storage, self._name = storage, name
         self._window, self._start = memoryview(b""), 0
 
@@ -76,7 +77,8 @@ class TarHeaders:
             try:
                 found = self._storage.fetch(self._name, offset, offset + max(count, _WINDOW_BYTES))
             except NoRangesError:
-                self._start, found = 0, self._storage.fetch(self._name, 0, None)
+                self._start, self.gives_parts = 0, False
+                found = self._storage.fetch(self._name, 0, None)
             if is_known and (found.size, found.tag) != (self.size, self.tag):
                 raise DamagedTarError("it changed while it was read")
             self._window, self.size, self.tag = found.content, found.size, found.tag

@@ -12,7 +12,7 @@ from data.sources.images import decode, resize
 from data.storage.addresses import split_address
 from data.storage.blocks import Blocks
 from data.storage.cache import BlockCache
-from data.storage.storage import LocalFolder, NoRangesError, Storage, storage_of
+from data.storage.storage import is_local, out_of_reach, storage_of
 from data.tars.manifest import Tar, TarIndex
 from data.tars.sidecar import Rows, SidecarReader
 
@@ -43,7 +43,6 @@ class TarImages(SoundImages):
         self._blocks: Blocks[int, _Block] = Blocks(self._fetch_block, most=4 * weave.lanes * weave.window)
         self._sidecars = storage_of(index.folder)
         self._readers: dict[int, SidecarReader] = {}
-        self._gives_parts = True  # until a server says otherwise
 
     def expect(self, index_B: np.ndarray) -> None:
         self._blocks.expect(np.unique(index_B // self._block_images).tolist())
@@ -72,7 +71,7 @@ class TarImages(SoundImages):
     def _name(self, index: int) -> str:
         place = bisect_right(self._first_N, index) - 1
         tar = self._index.tars[place]
-        row = index - self._first_N[place] + (tar.train if self._split == "test" else 0)
+        row = tar.first_row(self._split) + index - self._first_N[place]
         return f"{self._split} image {index} ({printable(tar.name)}, image {row} of its index)"
 
     def _fetch_block(self, number: int) -> _Block:
@@ -82,10 +81,10 @@ class TarImages(SoundImages):
         while index < stop:
             place = bisect_right(self._first_N, index) - 1
             tar = self._index.tars[place]
-            before = tar.train if self._split == "test" else 0  # rows of the other split
             start = index - self._first_N[place]
             count = min(stop - index, getattr(tar, self._split) - start)
-            rows = self._reader(place).rows(before + start, before + start + count)
+            first_row = tar.first_row(self._split) + start
+            rows = self._reader(place).rows(first_row, first_row + count)
             content += self._fetch_rows(tar, rows)
             labels.append(rows.label_N)
             index += count
@@ -113,32 +112,23 @@ class TarImages(SoundImages):
 
     def _fetch(self, tar: Tar, start: int, stop: int) -> memoryview:
         """Some bytes of a tar: from the disk of this node if they are there, or from where the file lies."""
-        folder, name = split_address(tar.address)
-        storage, cache, key = storage_of(folder), self._cache, f"{tar.address} {tar.bytes} {tar.tag}"
-        if isinstance(storage, LocalFolder):
-            return self._ask(storage, tar, name, start, stop)
-        if self._gives_parts and (kept := cache.look(key, start, stop)) is not None:
-            return kept  # where the whole file had to be fetched
-        if self._gives_parts:
-            try:
-                return cache.get(f"{key} {start} {stop}", lambda: self._ask(storage, tar, name, start, stop))
-            except NoRangesError:
-                self._gives_parts = False
-        return cache.get(key, lambda: self._ask(storage, tar, name, 0, None), start, stop)
+        if is_local(tar.address):
+            return self._ask(tar, start, stop)
+        key = f"{tar.address} {tar.bytes} {tar.tag}"
+        if tar.gives_parts:
+            return self._cache.get(f"{key} {start} {stop}", lambda: self._ask(tar, start, stop))
+        return self._cache.get(key, lambda: self._ask(tar, 0, None), start, stop)
 
-    def _ask(self, storage: Storage, tar: Tar, name: str, start: int, stop: int | None) -> memoryview:
+    def _ask(self, tar: Tar, start: int, stop: int | None) -> memoryview:
         """The answer, which must be of the file that was indexed."""
-        again = f"index the shards again with {self._index.command('--overwrite')}"
+        folder, name = split_address(tar.address)
         try:
-            found = storage.fetch(name, start, stop)
-        except NoRangesError:
-            raise
+            found = storage_of(folder).fetch(name, start, stop)
         except OSError as error:
-            raise UserError(
-                f"{printable(tar.address)} cannot be read ({error.strerror}): when it can, --resume auto goes on"
-            ) from None
+            raise out_of_reach(tar.address, error.strerror) from None
         if (found.size, found.tag) != (tar.bytes, tar.tag):
+            again = f"index the shards again with {self._index.command('--overwrite')}"
             raise UserError(f"{printable(tar.address)} has changed since it was indexed: {again}")
         if len(found.content) != (tar.bytes if stop is None else stop) - start:
-            raise UserError(f"{printable(tar.address)}: the answer broke off: when it does not, --resume auto goes on")
+            raise out_of_reach(tar.address, "the answer broke off")
         return found.content

@@ -152,6 +152,7 @@ def _look(job: _Job, there: frozenset[str]) -> _Looked:
         address=job.address,
         bytes=known["tar_bytes"],
         tag=known["tag"],
+        gives_parts=bool(known["gives_parts"]),
         train=known["train"],
         test=known["images"] - known["train"],
         sidecar=job.sidecar,

@@ -33,12 +33,13 @@ class _Model(BaseModel):
 class Tar(_Model):
     """One file of the data set: where it lies, what it was when it was indexed, and the file with its rows.
 
-    train, test: its images of each split. first_test: the row of the first of these.
+    gives_parts: whether whoever holds it gives parts of it, or the whole alone. train, test: its images of each split.
     """
 
     address: str
     bytes: Count
     tag: str
+    gives_parts: bool
     train: Place
     test: Place
     sidecar: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.safetensors$")]
@@ -47,6 +48,10 @@ class Tar(_Model):
     @property
     def name(self) -> str:
         return split_address(self.address)[1]
+
+    def first_row(self, split: str) -> int:
+        """Of the split's images, which those to train on precede."""
+        return self.train if split == "test" else 0
 
 
 class Manifest(_Model):
@@ -90,10 +95,6 @@ class TarIndex:
         count_SN = np.array([[getattr(tar, split) for tar in self.tars] for split in SPLITS], np.int64)
         self.first_N = {split: np.cumsum(count_N) - count_N for split, count_N in zip(SPLITS, count_SN, strict=True)}
         self.images = {split: int(count_N.sum()) for split, count_N in zip(SPLITS, count_SN, strict=True)}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return SPLITS
 
     @property
     def checksum(self) -> str:

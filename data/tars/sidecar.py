@@ -20,6 +20,7 @@ _VERSION = "1"
 _TEXT_BYTES = 2**20  # of a label or a JSON member
 _HEADER_BYTES = 2**13
 _KEPT_BACK = 50  # one image of so many is for testing where no files for testing are named
+_NUMBERS = ("tar_bytes", "gives_parts", "train", "images", "classes", "left_out")  # of the metadata
 _ROW = ("offset", "bytes", "label")
 
 
@@ -36,13 +37,14 @@ class Rows:
 class Found:
     """What a tar file is and holds.
 
-    bytes, tag: its size, and what changes with its content. rows: first `train` images, then those kept back for
-    testing; each part in the order of the tar. key_N: of each image.
+    bytes, tag: its size, and what changes with its content. gives_parts: whether whoever holds it gives parts of it.
+    rows: first `train` images, then those kept back for testing; each part in the order of the tar. key_N: of each.
     left_out: samples that cannot be used. first_left_out: the first of them and why, "" where there is none.
     """
 
     bytes: int
     tag: str
+    gives_parts: bool
     train: int
     rows: Rows
     key_N: list[bytes]
@@ -73,7 +75,7 @@ def read_tar(storage: Storage, name: str, label_field: str | None, keeps_back: b
     train = len(rows) - sum(is_kept_back.values())
     keys = [row[0] for row in rows]
     left_out = (samples.left_out, samples.first_left_out)
-    return Found(tar.size, tar.tag, train, Rows(*table_N3.T), keys, *left_out)
+    return Found(tar.size, tar.tag, tar.gives_parts, train, Rows(*table_N3.T), keys, *left_out)
 
 
 def _is_kept_back(key: bytes) -> bool:
@@ -152,6 +154,7 @@ def encode_sidecar(found: Found) -> bytes:
     keys = np.array(found.key_N, "S")
     known = {"version": _VERSION, "tar_bytes": str(found.bytes), "tag": found.tag, "train": str(found.train)}
     known |= {"left_out": str(found.left_out), "first_left_out": found.first_left_out}
+    known |= {"gives_parts": str(int(found.gives_parts))}
     known |= {"images": str(found.images), "classes": str(int(found.rows.label_N.max()) + 1)}
     table = {name: getattr(found.rows, f"{name}_N") for name in _ROW}
     table = {name: np.ascontiguousarray(column_N) for name, column_N in table.items()}
@@ -164,7 +167,7 @@ def summary_of(sidecar: bytes) -> dict[str, int | str]:
     if known.get("version") != _VERSION:
         raise ValueError("no index of a tar file of this version")
     try:
-        numbers = {name: int(known[name]) for name in ("tar_bytes", "train", "images", "classes", "left_out")}
+        numbers = {name: int(known[name]) for name in _NUMBERS}
         return {**numbers, "tag": known["tag"], "first_left_out": known["first_left_out"]}
     except KeyError as error:
         raise ValueError(f"no index of a tar file: {error} is missing") from None

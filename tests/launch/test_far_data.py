@@ -81,7 +81,7 @@ def test_a_web_server_is_all_that_is_needed(start, tiny_file, tars, tmp_path):
     ("shards", "reason"),
     [
         ("pipe:touch {}/made.tar", "would run a program"),
-        ("{}/{{9..8}}.tar::{}/x.tar", "9.tar cannot be read (No such file or directory)"),
+        ("{}/{{9..8}}.tar::{}/x.tar", ".tar cannot be read (No such file or directory)"),
         ("{}/*.tar", "cannot be listed"),
     ],
 )

@@ -2,8 +2,6 @@
 
 import shutil
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,8 +74,8 @@ def test_images_are_those_of_the_files(tmp_path, size):
 
 def test_in_memory_the_order_is_as_ever_and_else_it_is_woven(local):
     in_memory, from_files = stream_of(local, memory_bytes=2**20), stream_of(local)
-    assert (in_memory.law, in_memory.look_ahead) == ("permuted", 0)
-    assert (from_files.law, from_files.look_ahead) == ("woven from 4 lanes, windows of 2 blocks of 8 images", 64)
+    assert (in_memory._order.law, in_memory.look_ahead) == ("permuted", 0)
+    assert (from_files._order.law, from_files.look_ahead) == ("woven from 4 lanes, windows of 2 blocks of 8 images", 64)
     position_B = torch.arange(600)
     assert not torch.equal(in_memory.order(position_B), from_files.order(position_B))
     here, there = stream_of(local, seed=None, memory_bytes=2**20), stream_of(local, seed=None)
@@ -128,7 +126,7 @@ def test_our_own_shards_may_lie_in_s3(s3, digits, tmp_path, monkeypatch, memory_
         assert_same(*(all_of(stream) for stream in streams))
         for seed, law in ((None, "file"), (0, "permuted" if memory_bytes else Woven(1437, 0, Weave()).law)):
             stream = Stream(index, "s3://bucket/set", "train", patch_size=4, seed=seed, memory_bytes=memory_bytes)
-            assert stream.law == law
+            assert stream._order.law == law
         assert verify("s3://bucket/set") == []
 
 
@@ -213,94 +211,6 @@ def test_images_kept_back_come_from_the_same_files(tars, tmp_path):
     both = torch.cat([train[0], test[0]])
     assert len(both) == len(known) == 400
     assert torch.equal(both.flatten(1).sum(1).sort().values, known.flatten(1).sum(1).sort().values)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return BlockCache(tmp_path / "blocks", 10_000)
-
-
-def files(cache) -> list[Path]:
-    return [path for path in cache._folder.rglob("*") if path.is_file() and path.parent.name != "locks"]
-
-
-def give(size, asked):
-    def fetch():
-        asked.append(size)
-        return memoryview(bytes(size))
-
-    return fetch
-
-
-def test_what_was_fetched_is_kept(cache):
-    asked = []
-    for _ in range(3):
-        assert len(cache.get("a", give(100, asked))) == 100
-    assert len(cache.get("a", give(100, asked), 10, 15)) == 5
-    assert asked == [100]
-    assert bytes(BlockCache(cache._folder, 10_000).get("a", give(0, asked))) == bytes(100)  # of another process
-
-
-def test_the_least_recently_used_goes(cache, monkeypatch):
-    monkeypatch.setattr("data.storage.cache._LOOKS", 1)
-    asked = []
-    for number in range(40):
-        cache.get(f"{number}", give(1000, asked))
-        cache.get("0", give(1000, asked))  # used all the time
-        assert sum(path.stat().st_size for path in files(cache)) <= 11_000
-    assert len(asked) == 40
-    cache.get("1", give(1000, asked))
-    assert len(asked) == 41
-
-
-def test_what_cannot_be_kept_is_still_given(cache, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("data.storage.cache.write_aside", full)
-    assert len(cache.get("a", give(100, []))) == 100
-    assert files(cache) == []
-    (cache._folder.parent / "file").touch()
-    with pytest.raises(UserError, match="name another folder as data.cache, or set data.cache_bytes=0"):
-        BlockCache(cache._folder.parent / "file", 1).get("a", give(7, []))
-    assert len(BlockCache(cache._folder.parent / "file", 0).get("a", give(7, []))) == 7
-
-
-def test_what_several_want_at_once_is_fetched_once(cache):
-    asked, together = [], threading.Barrier(8)
-
-    def fetch():
-        asked.append(1)
-        time.sleep(0.1)
-        return memoryview(b"content")
-
-    def get():
-        together.wait()
-        found.append(bytes(cache.get("a", fetch)))
-
-    found: list[bytes] = []
-    threads = [threading.Thread(target=get) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(asked), found) == (1, [b"content"] * 8)
-
-
-@pytest.mark.parametrize(
-    ("root", "text", "message"),
-    [
-        ("s3://bucket/x", "performing PUT http://169.254.169.254/latest", "no credentials: set AWS_ACCESS_KEY_ID and"),
-        ("gs://bucket/x", "http://metadata.google.internal", "no credentials: set GOOGLE_APPLICATION_CREDENTIALS"),
-        ("s3://bucket/x", "status code: 503 Slow Down: <xml>key-of-tests</xml>", "the server answers 503 Slow Down"),
-        ("s3://bucket/x", "error sending request", "the server cannot be reached"),
-    ],
-)
-def test_what_a_store_says_becomes_a_few_words_without_secrets(monkeypatch, root, text, message):
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    error = objects.ObjectFolder(root)._error(Exception(text))
-    assert error.strerror.startswith(message)
-    assert "key-of-tests" not in str(error)
 
 
 def test_a_bucket_that_is_not_there_is_named(s3, tmp_path):
