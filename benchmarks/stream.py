@@ -59,6 +59,7 @@ from data.read.sound import SoundImages
 from data.read.stream import Stream, prefetch
 from data.sources import SOURCES
 from data.storage.cache import BlockCache
+from data.storage.storage import LocalFolder
 from launch.commands.machine import machine
 from model.patch_autoencoder.codec import PatchCodec
 from model.patch_autoencoder.network import PatchAutoencoder
@@ -183,7 +184,7 @@ def write_codes(index: Index, folder: Path, codec: PatchCodec) -> Index:
             (f"train-{4 * number + part:06d}", code_BLC.astype(np.float16), np.zeros(256, np.int64))
             for part, code_BLC in enumerate(generator.standard_normal((4, 256, patches, CODE_DIM), np.float32))
         )
-        shards.append(write_shard(folder / f"train-{number:06d}.tar", recipe, portions))
+        shards.append(write_shard(LocalFolder(folder), f"train-{number:06d}.tar", recipe, portions))
     return Index(**recipe.model_dump(), splits={"train": tuple(shards)})
 
 

@@ -46,9 +46,18 @@ def open_codec(data: DataConfig) -> PatchCodec | None:
 
 
 def _encode_command(data: DataConfig) -> Callable[..., str]:
-    from_what = {"images": data.shards, "patch_autoencoder": data.patch_autoencoder or "RUN"}
+    from_what = {"images": encoded_images(data), "patch_autoencoder": data.patch_autoencoder or "RUN"}
     options = ["--statistics-only"] if data.encode == "on_the_fly" else []
     return partial(encode_command, data.latents, *options, **from_what)
+
+
+def encoded_images(data: DataConfig) -> tuple[str, ...]:
+    """The options of launch/encode.py that name the images of a configuration."""
+    named = {"--images": data.shards}
+    if data.source == TARS:
+        named |= {"--image-size": str(data.image_size), "--index": data.index}
+        named |= {"--test-shards": data.test_shards, "--label": data.label_field}
+    return tuple(text for option, value in named.items() if value for text in (option, value))
 
 
 def open_index(data: DataConfig, codec: PatchCodec | None = None) -> ImageIndex:

@@ -7,20 +7,28 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
-    from launch.commands.cli import Parser, run, show_warnings
+    from launch.commands.cli import Parser, run, show_warnings, whole_number
 except ModuleNotFoundError as error:
     print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
     sys.exit(2)
 
-from data.read.index import encode_command
+from data.errors import UserError
+from data.read.index import encode_command, load_index, read_index
+from data.storage.addresses import TARS, names_tars, require_addresses
+
+if TYPE_CHECKING:
+    from data.read.config import DataConfig
 
 EXAMPLES = """\
 examples:
   python launch/encode.py --images datasets/celeba --patch-autoencoder runs/celeba_patchae-patch_ae
   torchrun --nproc-per-node 2 -- launch/encode.py --images datasets/celeba \\
       --patch-autoencoder runs/celeba_patchae-patch_ae --out datasets/celeba_latents
+  python launch/encode.py --images 's3://bucket/faces/{00000..00099}.tar' --image-size 128 \\
+      --patch-autoencoder runs/celeba_patchae-patch_ae --out s3://bucket/faces_latents
   python launch/prepare.py verify datasets/celeba_latents
 
 An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.
@@ -30,27 +38,40 @@ An interrupted run goes on where it was when it is started again. --debug shows 
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="shards of images, from launch/prepare.py")
+    what = "folder or address of shards from launch/prepare.py, or tar files of other tools, with {00000..00099} or *"
+    add("--images", required=True, metavar="DIR|SHARDS", help=what)
+    add("--image-size", type=whole_number, metavar="N", help="of tar files: pixels; other images have theirs")
+    add("--test-shards", metavar="SHARDS", help="of tar files: those to test with; default: as launch/prepare.py index")
+    add("--label", metavar="FIELD", help="of tar files: field of their JSON that is the label; default: cls, or 0")
+    add("--index", metavar="DIR", help="of tar files: of launch/prepare.py index; default: as there")
     add("--patch-autoencoder", required=True, metavar="RUN", help="a run of stage 1, or one of its checkpoints")
-    add("--out", metavar="DIR", help="default: the name of --images with _latents behind it")
+    add("--out", metavar="DIR", help="folder or address; default: the name of --images, or their index, and _latents")
     add("--statistics-only", action="store_true", help="no shards: all that data.encode=on_the_fly needs")
     add("--overwrite", action="store_true", help="replace what the folder holds")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
 
+    from biglearn_vae.images import encoded_images, open_index
     from biglearn_vae.trained import read_patch_autoencoder
+    from data.prepare.at_once import prepare_at_once
     from trainer.encoding import encode_images  # slow to import: only now, so that --help and mistakes answer at once
     from trainer.ranks.world import joined_world
 
-    images, stage_1 = Path(options.images), Path(options.patch_autoencoder)
-    out = Path(options.out or f"{str(images).rstrip('/')}_latents")
+    stage_1 = Path(options.patch_autoencoder)
     with joined_world(options.device) as world:
         show_warnings(world.rank)
         with world.agreed():
             autoencoder = read_patch_autoencoder(stage_1)
+            data = _images(options)
+            if world.is_main and data.source == TARS:
+                prepare_at_once(data)
+        with world.agreed():
+            index = open_index(data) if data.source == TARS else load_index(data.shards)
+        out = options.out or data.latents
         summary = encode_images(
-            images,
+            data,
+            index,
             out,
             autoencoder,
             world,
@@ -58,7 +79,7 @@ def main(arguments: list[str]) -> int:
                 encode_command,
                 out,
                 *(["--statistics-only"] if options.statistics_only else []),
-                images=images,
+                images=encoded_images(data),
                 patch_autoencoder=stage_1,
             ),
             overwrite=options.overwrite,
@@ -67,6 +88,25 @@ def main(arguments: list[str]) -> int:
         if world.is_main:
             print(summary)
     return 0
+
+
+def _images(options: argparse.Namespace) -> "DataConfig":
+    """What is to be encoded. UserError where options do not belong together."""
+    from data.read.config import DataConfig  # slow to import, as above
+
+    of_tars = {"image_size": options.image_size, "index": options.index}
+    of_tars |= {"test_shards": options.test_shards, "label_field": options.label}
+    if names_tars(options.images):
+        if not options.image_size:
+            raise UserError("tar files hold images of any size: give --image-size, as data.image_size of the training")
+        for each in filter(None, (options.images, options.test_shards)):
+            require_addresses(each)
+        return DataConfig(source=TARS, shards=options.images, patch_size=1, **of_tars)
+    if any(of_tars.values()):
+        raise UserError(f"{options.images} is a folder of shards: --image-size, --index, ... belong to tar files")
+    index = read_index(options.images)
+    size = {"image_size": index.image_shape[0], "patch_size": 1}  # the tokens are what is made
+    return DataConfig(source=index.source, shards=options.images.rstrip("/"), **size)
 
 
 if __name__ == "__main__":

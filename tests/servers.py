@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data.storage import objects
+
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "key-of-tests",
     "AWS_SECRET_ACCESS_KEY": "secret-of-tests",
@@ -102,6 +104,7 @@ def s3_of(folder: Path) -> Iterator[dict[str, str]]:
     """A server of S3 that has the files of the folder in the bucket `bucket`, below `set/`; its environment."""
     from moto.server import ThreadedMotoServer
 
+    objects._store.cache_clear()  # those of another server of this process
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

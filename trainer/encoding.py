@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from biglearn_vae.images import open_stream
 from data.errors import UserError, printable
-from data.files import make_folder, write_aside
 from data.prepare.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
+from data.read.config import DataConfig
 from data.read.index import (
     INDEX_NAME,
     Codes,
@@ -24,12 +25,11 @@ from data.read.index import (
     Recipe,
     Replaced,
     Shard,
-    load_index,
     read_index,
     require_folder_path,
 )
-from data.read.stream import Stream
-from data.storage.storage import storage_of
+from data.read.stream import ImageIndex, Stream, prefetch
+from data.storage.storage import Storage, is_local, is_there, storage_of
 from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
 from trainer.ranks.world import World
@@ -37,13 +37,14 @@ from trainer.ranks.world import World
 # 67 MB of codes a shard: the work that an interruption costs, and that processes share.
 _RECORD_IMAGES, _SHARD_RECORDS = 256, 4
 _MAX_DAMAGED = 100  # images of a split that sound ones may stand in for
+_READERS = 4  # threads that read records ahead
 
 
 @dataclass(frozen=True)
 class _Job:
     """One latent shard: the images first .. first + count - 1 of a split."""
 
-    path: Path
+    name: str
     split: str
     first: int
     count: int
@@ -59,8 +60,9 @@ class _Done:
 
 
 def encode_images(
-    images: Path,
-    out: Path,
+    data: DataConfig,
+    index: ImageIndex,
+    out: Path | str,
     autoencoder: PatchAutoencoder,
     world: World,
     *,
@@ -69,6 +71,8 @@ def encode_images(
     statistics_only: bool = False,
 ) -> str:
     """Write the codes of all splits as shards in `out`, the codec, and the index, which comes last; say what was done.
+
+    data, index: the images; patches are as large as those of the PatchAE. out: a folder, or an address.
 
     A folder that is whole is left alone; one that was interrupted is completed, shard by shard. The codec is the
     PatchAE with the mean and standard deviation of each dimension of its codes of the training images; with
@@ -81,38 +85,39 @@ def encode_images(
     """
     began = time.monotonic()
     with world.agreed():
-        require_folder_path(out, local=True)
-        if out.resolve() == images.resolve():  # overwriting would remove what is to be encoded
+        require_folder_path(out, kind="writable")
+        if _is_same(out, data.shards):  # overwriting would remove what is to be encoded
             raise UserError(f"{out} holds the images: choose another --out for their codes")
-        index = load_index(images)
-        recipe = _recipe(images, index, autoencoder)
+        recipe = _recipe(data.shards, index, autoencoder)
+        folder = storage_of(out)
         try:
-            make_folder(out)
+            folder.make()
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
-    jobs = [*_jobs(out, index, recipe, only="train" if statistics_only else None)]
-    wanted = {CODEC} if statistics_only else {CODEC, INDEX_NAME}.union(*(names_of(job.path) for job in jobs))
+    jobs = [*_jobs(index, recipe, only="train" if statistics_only else None)]
+    wanted = {CODEC} if statistics_only else {CODEC, INDEX_NAME}.union(*(names_of(job.name) for job in jobs))
     with ExitStack() as stack:
         found, is_whole, ours = {}, False, set()
         with world.agreed():
             if world.is_main:
-                stack.enter_context(_alone_in(out))
+                stack.enter_context(_alone_in(folder))
                 if overwrite:
-                    ours = _claim(out, wanted)
-                    remove(out, ours)
+                    ours = _claim(folder, wanted)
+                    remove(folder, ours)
                 else:
                     _refuse_other(out, recipe, index.checksum, command)
-                found = {} if statistics_only else _finished(jobs, recipe)
-                is_whole = statistics_only or len(found) == len(jobs) and (out / INDEX_NAME).exists()
+                found = {} if statistics_only else _finished(folder, jobs, recipe)
+                is_whole = statistics_only or len(found) == len(jobs) and is_there(out, INDEX_NAME)
                 is_whole = is_whole and _has_codec(out, recipe, index.checksum)
                 if not overwrite and not is_whole:
-                    ours = _claim(out, wanted)
+                    ours = _claim(folder, wanted)
         found, is_whole = world.broadcast((found, is_whole))
         if is_whole:
             return f"{out} is whole, nothing to do"
-        todo = [job for job in jobs if job.path not in found]
+        todo = [job for job in jobs if job.name not in found]
 
-        encoder = _Encoder(images, index, recipe, autoencoder.to(world.device), world.device)
+        of_patches = data.model_copy(update={"patch_size": autoencoder.patch_size, "memory_bytes": 0})
+        encoder = _Encoder(of_patches, index, folder, recipe, autoencoder.to(world.device), world.device)
         mine = todo[world.rank :: world.size]
         name = "encode" if world.size == 1 else f"encode, a share of {world.size}"
         with (
@@ -121,27 +126,27 @@ def encode_images(
                 total=sum(job.count for job in mine), unit=" images", desc=name, disable=None if world.is_main else True
             ) as bar,
         ):
-            made = {job.path: encoder.encode(job, statistics_only, bar.update) for job in mine}
+            made = {job.name: encoder.encode(job, statistics_only, bar.update) for job in mine}
         for of_rank in world.gather(made):
             found |= of_rank
-        known = {(split, image.index) for split, shards in index.splits.items() for s in shards for image in s.replaced}
-        stand_ins = [(job.split, image.index) for job in jobs for image in found[job.path].replaced]
+        known = {(split, image.index) for split in index.images for image in index.replaced_in(split)}
+        stand_ins = [(job.split, image.index) for job in jobs for image in found[job.name].replaced]
         damaged = len({*stand_ins} - known)
 
         with world.agreed():
             if damaged > _MAX_DAMAGED:
-                raise _too_damaged(images, index)
+                raise _too_damaged(data.shards, index)
             if world.is_main:
-                of_train = [found[job.path].moments for job in jobs if job.split == "train"]
-                codec = PatchCodec(autoencoder, *_statistics(merge(of_train), images), index.checksum)
-                write_aside(out / CODEC, codec.to_bytes())
+                of_train = [found[job.name].moments for job in jobs if job.split == "train"]
+                codec = PatchCodec(autoencoder, *_statistics(merge(of_train), data.shards), index.checksum)
+                folder.write(CODEC, codec.to_bytes())
                 if not statistics_only:
                     splits = {job.split: () for job in jobs}
                     for job in jobs:
-                        splits[job.split] += (found[job.path].shard,)
+                        splits[job.split] += (found[job.name].shard,)
                     whole = Index(**recipe.model_dump(), splits=splits)
-                    remove(out, ours - wanted)
-                    storage_of(out).write(INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
+                    remove(folder, ours - wanted)
+                    folder.write(INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
         world.gather(None)  # no rank goes on to read before the index is there
     counts = f"{sum(job.count for job in jobs):,} images"
     what = f"the statistics of {counts}" if statistics_only else f"the codes of {counts} in {len(jobs)} shards"
@@ -150,7 +155,13 @@ def encode_images(
     return f"wrote {out}: {what}{resumed}, in {time.monotonic() - began:.1f} seconds{stood_in}"
 
 
-def _recipe(images: Path, index: Index, autoencoder: PatchAutoencoder) -> Recipe:
+def _is_same(out: Path | str, images: str) -> bool:
+    if is_local(out) and is_local(images):
+        return Path(out).resolve() == Path(images).resolve()
+    return str(out).rstrip("/") == images.rstrip("/")
+
+
+def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder) -> Recipe:
     """What decides the latent shards of these images."""
     height, width, _ = index.image_shape
     side = autoencoder.patch_size
@@ -168,57 +179,60 @@ def _recipe(images: Path, index: Index, autoencoder: PatchAutoencoder) -> Recipe
         code_dim=autoencoder.code_dim,
     )
     layout = {"record_images": _RECORD_IMAGES, "shard_records": _SHARD_RECORDS, "codes": codes}
-    return index.recipe().model_copy(update=layout)
+    of_images = {name: getattr(index, name) for name in ("source", "source_sha256", "image_shape", "classes")}
+    return Recipe(**of_images, **layout)
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def _alone_in(out: Storage) -> Iterator[None]:
     """Not waited for: the other ranks would wait in a collective meanwhile."""
     try:
         with locked(out, wait=False):
             yield
     except BlockingIOError:
-        raise UserError(f"{out} is being written by another process: wait for it, or choose another --out") from None
+        raise UserError(
+            f"{out.root} is being written by another process: wait for it, or choose another --out"
+        ) from None
 
 
-def _claim(out: Path, wanted: set[str]) -> set[str]:
+def _claim(out: Storage, wanted: set[str]) -> set[str]:
     """What may be removed and replaced."""
-    return claim(out, wanted, owned={CODEC} if is_codec_file(out / CODEC) else set())
+    return claim(out, wanted, owned={CODEC} if is_codec_file(out.root) else set())
 
 
-def _refuse_other(out: Path, recipe: Recipe, images: str, command: Callable[..., str]) -> None:
+def _refuse_other(out: Path | str, recipe: Recipe, images: str, command: Callable[..., str]) -> None:
     """See to it that the folder has nothing but parts of what will be written."""
-    if (out / INDEX_NAME).exists():
+    if is_there(out, INDEX_NAME):
         refuse_other(out, read_index(out, command).recipe(), recipe, command("--overwrite"))
-    elif (out / CODEC).exists() and not _has_codec(out, recipe, images):
+    elif is_there(out, CODEC) and not _has_codec(out, recipe, images):
         remedy = f"choose another --out, or {command('--overwrite')}"
-        raise UserError(f"{out / CODEC} is of another PatchAE, or of other images, or damaged: {remedy}")
+        raise UserError(f"{out}/{CODEC} is of another PatchAE, or of other images, or damaged: {remedy}")
 
 
-def _has_codec(out: Path, recipe: Recipe, images: str) -> bool:
+def _has_codec(out: Path | str, recipe: Recipe, images: str) -> bool:
     """Whether the codec is that of the recipe, with the statistics of these images."""
     try:
-        codec = read_codec(out / CODEC)
+        codec = read_codec(f"{out}/{CODEC}")
     except (OSError, UserError):
         return False
     return (codec.patch_autoencoder, codec.images) == (recipe.codes.patch_autoencoder_sha256, images)
 
 
-def _jobs(out: Path, index: Index, recipe: Recipe, only: str | None) -> Iterator[_Job]:
+def _jobs(index: ImageIndex, recipe: Recipe, only: str | None) -> Iterator[_Job]:
     step = recipe.record_images * recipe.shard_records
     for split, images in index.images.items():
         if only in (None, split):
             for number, first in enumerate(range(0, images, step)):
-                yield _Job(out / f"{split}-{number:06d}.tar", split, first, min(step, images - first))
+                yield _Job(f"{split}-{number:06d}.tar", split, first, min(step, images - first))
 
 
-def _finished(jobs: list[_Job], recipe: Recipe) -> dict[Path, _Done]:
-    found = {job.path: read_sidecar(job.path, recipe, job.count) for job in jobs}
+def _finished(folder: Storage, jobs: list[_Job], recipe: Recipe) -> dict[str, _Done]:
+    found = {job.name: read_sidecar(folder, job.name, recipe, job.count) for job in jobs}
     values = recipe.codes.code_dim, recipe.codes.patches
     return {
-        job.path: _Done(side.moments, side.shard, side.shard.replaced)
+        job.name: _Done(side.moments, side.shard, side.shard.replaced)
         for job in jobs
-        if (side := found[job.path]) and side.moments and _are_of(side.moments, job.count, *values)
+        if (side := found[job.name]) and side.moments and _are_of(side.moments, job.count, *values)
     }
 
 
@@ -232,8 +246,16 @@ def _are_of(moments: Moments, images: int, code_dim: int, patches: int) -> bool:
 class _Encoder:
     """One process at work."""
 
-    def __init__(self, images: Path, index: Index, recipe: Recipe, autoencoder: PatchAutoencoder, device: torch.device):
-        self._images, self._index, self._recipe = images, index, recipe
+    def __init__(
+        self,
+        data: DataConfig,
+        index: ImageIndex,
+        folder: Storage,
+        recipe: Recipe,
+        autoencoder: PatchAutoencoder,
+        device: torch.device,
+    ):
+        self._data, self._index, self._folder, self._recipe = data, index, folder, recipe
         self._autoencoder, self._device = autoencoder, device
         self._streams: dict[str, Stream] = {}
 
@@ -246,10 +268,11 @@ class _Encoder:
             deque(portions, maxlen=0)
             return _Done(merge(moments), None, tuple(replaced))
         try:
-            shard = write_shard(job.path, self._recipe, portions, replaced, partial(merge, moments))
+            shard = write_shard(self._folder, job.name, self._recipe, portions, replaced, partial(merge, moments))
         except OSError as error:
             raise UserError(
-                f"{job.path} cannot be written ({error.strerror}): see to its disk, and start the same command again"
+                f"{self._folder.root}/{job.name} cannot be written ({error.strerror}): see to its disk, and start the"
+                " same command again"
             ) from None
         return _Done(merge(moments), shard, tuple(replaced))
 
@@ -258,29 +281,26 @@ class _Encoder:
     ) -> Iterator[Portion]:
         """The records of a shard; the moments of each are appended, and at its end the damaged images."""
         stream = self._stream(job.split)
-        for number in count(job.first // self._recipe.record_images):
-            first = number * self._recipe.record_images
-            last = min(first + self._recipe.record_images, job.first + job.count)
-            if first >= last:
-                replaced += self._stand_ins(job, stream)
-                return
-            batch = stream.read(torch.arange(first, last))
+        places = torch.arange(job.first, job.first + job.count).split(self._recipe.record_images)
+        for place_B, batch in zip(places, prefetch(stream.read, places, _READERS), strict=True):
+            first, last = int(place_B[0]), int(place_B[-1])
             if len(stream.damaged) > _MAX_DAMAGED:
-                raise _too_damaged(self._images, self._index, stream.damaged[min(stream.damaged)])
+                raise _too_damaged(self._data.shards, self._index, stream.damaged[min(stream.damaged)])
             code_BLC = codes_of(self._autoencoder, batch.x_BLD).cpu().numpy()
             if not np.isfinite(code_BLC).all():
                 raise UserError(
-                    f"codes of the {job.split} images {first} to {last - 1} are not finite in float16: the PatchAE has"
+                    f"codes of the {job.split} images {first} to {last} are not finite in float16: the PatchAE has"
                     " diverged, train it again with lower learning rates (optimizer.*)"
                 )
             moments.append(moments_of(code_BLC.reshape(-1, code_BLC.shape[-1])))
-            advance(last - first)
-            yield f"{job.split}-{number:06d}", code_BLC, batch.label_B.cpu().numpy()
+            advance(len(place_B))
+            yield f"{job.split}-{first // self._recipe.record_images:06d}", code_BLC, batch.label_B.cpu().numpy()
+        replaced += self._stand_ins(job, stream)
 
     def _stand_ins(self, job: _Job, stream: Stream) -> list[Replaced]:
         """Those that the images' index names, and those found damaged since."""
         end = job.first + job.count
-        known = {image.index: image for shard in self._index.splits[job.split] for image in shard.replaced}
+        known = {image.index: image for image in self._index.replaced_in(job.split)}
         for place in sorted(stream.damaged):
             sound = next(i % stream.images for i in count(place + 1) if i % stream.images not in stream.damaged)
             reason = printable(stream.damaged[place])
@@ -289,12 +309,11 @@ class _Encoder:
 
     def _stream(self, split: str) -> Stream:
         if split not in self._streams:
-            how = {"patch_size": self._autoencoder.patch_size, "device": self._device, "memory_bytes": 0}
-            self._streams[split] = Stream(self._index, self._images, split, seed=None, **how)
+            self._streams[split] = open_stream(self._data, self._index, split, None, self._device)
         return self._streams[split]
 
 
-def _too_damaged(images: Path, index: Index, first: str = "") -> UserError:
+def _too_damaged(images: str, index: ImageIndex, first: str = "") -> UserError:
     named = f" (first: {first})" if first else ""
     return UserError(f"more than {_MAX_DAMAGED} images of {images} are damaged{named}: {index.remedy(images)}")
 
@@ -321,7 +340,7 @@ def _moments(total: int, mean_C: np.ndarray, deviation_C: np.ndarray) -> Moments
     return Moments(count=total, mean=tuple(mean_C.tolist()), deviation=tuple(deviation_C.tolist()))
 
 
-def _statistics(moments: Moments, images: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(moments: Moments, images: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each dimension, float32 (C,)."""
     mean_C, std_C = torch.tensor(moments.mean), torch.tensor(moments.deviation, dtype=torch.float64)
     std_C = (std_C / moments.count).sqrt().float()

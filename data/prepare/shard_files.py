@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from webdataset import TarWriter
 
 from data.errors import UserError, printable
-from data.files import aside_of, lock, sync_directory, write_aside
+from data.files import lock
 from data.read import records
-from data.read.index import INDEX_NAME, Member, Moments, Recipe, Record, Replaced, Shard, Sidecar, sidecar_path
+from data.read.index import INDEX_NAME, Member, Moments, Recipe, Record, Replaced, Shard, Sidecar, sidecar_name
+from data.storage.storage import LocalFolder, Storage, names_in
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +32,20 @@ Portion = tuple[str, np.ndarray, np.ndarray]  # a record: its key, the images or
 
 
 def write_shard(
-    path: Path,
+    folder: Storage,
+    name: str,
     recipe: Recipe,
     portions: Iterable[Portion],
     replaced: Sequence[Replaced] = (),
     moments: Callable[[], Moments] | None = None,
 ) -> Shard:
-    """Write one shard and its sidecar: aside, flushed to the disk, then renamed.
+    """Write one shard and its sidecar. The shard is filled aside, and is there when it is whole.
 
     The sidecar comes first, so that no shard is ever there that nothing names. replaced, moments: are looked at after
     the portions, which may add to them.
     """
     part = "codes" if recipe.codes else "images"
-    aside = aside_of(path)
-    try:
+    with folder.writing(name) as aside:
         counts = _write_tar(aside, part, portions)
         with tarfile.open(aside) as tar:
             members = {member.name: Member(offset=member.offset_data, bytes=member.size) for member in tar}
@@ -61,14 +62,10 @@ def write_shard(
             for key, count in counts.items()
         )
         size = aside.stat().st_size
-        shard = Shard(name=path.name, bytes=size, sha256=sha256, records=tuple(found), replaced=tuple(replaced))
-        path.unlink(missing_ok=True)  # an older one of the same size would pass for what the sidecar says
+        shard = Shard(name=name, bytes=size, sha256=sha256, records=tuple(found), replaced=tuple(replaced))
+        folder.remove(name)  # an older one of the same size would pass for what the sidecar says
         sidecar = Sidecar(**recipe.model_dump(), shard=shard, moments=moments() if moments else None)
-        write_aside(sidecar_path(path), sidecar.model_dump_json(exclude_none=True).encode())
-        os.replace(aside, path)
-        sync_directory(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+        folder.write(sidecar_name(name), sidecar.model_dump_json(exclude_none=True).encode())
     return shard
 
 
@@ -89,40 +86,48 @@ def _write_tar(path: Path, part: str, portions: Iterable[Portion]) -> dict[str, 
                     }
                 )
                 counts[key] = len(label_B)
-        file.flush()
-        os.fsync(file.fileno())
     return counts
 
 
-def read_sidecar(path: Path, recipe: Recipe, images: int) -> Sidecar | None:
+def read_sidecar(folder: Storage, shard: str, recipe: Recipe, images: int) -> Sidecar | None:
     """What stands beside a shard, if the shard is there, whole, of so many images and made by this recipe."""
-    sidecar = _sidecar_or_none(sidecar_path(path))
+    sidecar = _sidecar_or_none(folder, sidecar_name(shard))
     if sidecar is None or sidecar.recipe() != recipe or sidecar.shard.images != images:
         return None
-    return sidecar if is_there(path, sidecar.shard) else None
+    return sidecar if holds(folder, shard, sidecar.shard) else None
 
 
-def names_of(shard: Path) -> set[str]:
+def names_of(shard: str) -> set[str]:
     """Of the two files that a shard is: the tar and its sidecar."""
-    return {shard.name, sidecar_path(shard).name}
+    return {shard, sidecar_name(shard)}
 
 
-def is_there(path: Path, shard: Shard) -> bool:
+def holds(folder: Storage, name: str, shard: Shard) -> bool:
     """Whether a file is, by its name and size, this shard."""
     try:
-        return (path.name, path.stat().st_size) == (shard.name, shard.bytes)
+        with folder.open(name) as file:
+            return (name, file.size) == (shard.name, shard.bytes)
     except FileNotFoundError:
         return False
 
 
-def _sidecar_or_none(path: Path) -> Sidecar | None:
+def _content_or_none(folder: Storage, name: str) -> bytes | None:
     try:
-        return Sidecar.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError, ValidationError):
+        with folder.open(name) as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError):
         return None
 
 
-def claim(folder: Path, wanted: set[str], owned: set[str] = frozenset()) -> set[str]:
+def _sidecar_or_none(folder: Storage, name: str) -> Sidecar | None:
+    content = _content_or_none(folder, name)
+    try:
+        return Sidecar.model_validate_json(content) if content else None
+    except ValidationError:
+        return None
+
+
+def claim(folder: Storage, wanted: set[str], owned: set[str] = frozenset()) -> set[str]:
     """The files of a folder that are ours: the only ones that may be removed or replaced. Call under its lock.
 
     Ours is what an index or a sidecar of ours names, and what the caller knows as `owned`. wanted: names that are to
@@ -130,52 +135,48 @@ def claim(folder: Path, wanted: set[str], owned: set[str] = frozenset()) -> set[
     ours. What killed runs left aside of our files is removed.
     """
     ours = owned | _named(folder)
-    there = {path.name for path in folder.iterdir()}
+    there = names_in(folder)
     theirs = (wanted & there) - ours
     if INDEX_NAME not in ours:
         theirs |= {name for name in there - ours if name.endswith(".tar")}
     if theirs:
         shown = printable(min(theirs)) + (f" and {len(theirs) - 1} more" if len(theirs) > 1 else "")
         raise UserError(
-            f"{folder} holds files that no index or sidecar of ours names ({shown}): choose another --out, or move"
+            f"{folder.root} holds files that no index or sidecar of ours names ({shown}): choose another --out, or move"
             " them away"
         )
     for name in there:
         if (aside := _ASIDE.fullmatch(name)) and aside[1] in wanted | ours:
-            (folder / name).unlink()
+            folder.remove(name)
     return ours & there
 
 
-def _named(folder: Path) -> set[str]:
+def _named(folder: Storage) -> set[str]:
     """The index, if it is ours, and the names in it and in the valid sidecars.
 
     Those in an index that is damaged otherwise, or of another version, count.
     """
     names: set[str] = set()
-    for path in folder.glob("*.tar.json"):
-        sidecar = _sidecar_or_none(path)
-        if sidecar and sidecar_path(folder / sidecar.shard.name) == path:
-            names |= names_of(folder / sidecar.shard.name)
-    index = folder / INDEX_NAME
-    try:
-        content = index.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        return names
-    if _INDEX_HEAD.match(content):
+    for name in names_in(folder):
+        sidecar = _sidecar_or_none(folder, name) if name.endswith(".tar.json") else None
+        if sidecar and sidecar_name(sidecar.shard.name) == name:
+            names |= names_of(sidecar.shard.name)
+    content = _content_or_none(folder, INDEX_NAME)
+    if content and _INDEX_HEAD.match(content):
         names.add(INDEX_NAME)
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # whatever is in it
             shards = [shard["name"] for shards in json.loads(content)["splits"].values() for shard in shards]
-            names = names.union(*(names_of(folder / name) for name in shards if _SHARD_NAME.fullmatch(name)))
+            names = names.union(*(names_of(name) for name in shards if _SHARD_NAME.fullmatch(name)))
     return names
 
 
-def remove(folder: Path, names: Iterable[str]) -> None:
+def remove(folder: Storage, names: Iterable[str]) -> None:
     """Remove files of ours: shards before what names them, so that what an interruption leaves is known as ours."""
     for name in sorted(names, key=lambda name: (name == INDEX_NAME, name.endswith(".json"), name)):
-        (folder / name).unlink(missing_ok=True)
+        folder.remove(name)
 
 
-def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command: str) -> None:
+def refuse_other(folder: Path | str, found: Recipe, wanted: Recipe, overwrite_command: str) -> None:
     """UserError when a folder holds shards of another recipe than wanted."""
     differing = [name for name in Recipe.model_fields if getattr(found, name) != getattr(wanted, name)]
     if differing:
@@ -187,12 +188,15 @@ def refuse_other(folder: Path, found: Recipe, wanted: Recipe, overwrite_command:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def locked(folder: Storage, *, wait: bool) -> Iterator[None]:
     """One writer at a time. Raises BlockingIOError when there is another one and `wait` is not set.
 
-    A folder that nobody here can write needs no lock: what is whole can still be looked at.
+    A folder that nobody here can write needs no lock: what is whole can still be looked at. Object stores have none.
     """
-    path = folder / ".lock"
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    path = Path(folder.root) / ".lock"
     with ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("a"))
@@ -201,5 +205,5 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
                 raise
             file = stack.enter_context(path.open()) if os.access(path, os.R_OK) else None
         if file and not lock(file, wait=wait):
-            log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder)
+            log.warning("%s lies where files cannot be locked: see to it that nothing else writes there", folder.root)
         yield

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.errors import UserError, printable
 from data.read import records
-from data.read.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_path
+from data.read.index import Index, Member, Shard, Sidecar, open_shard, read_index, sidecar_name
 from data.storage.storage import StoredFile, storage_of
 
 
@@ -104,7 +104,7 @@ def _headers(file: StoredFile) -> Iterator[tarfile.TarInfo]:
 
 def _sidecar_faults(root: Path | str, index: Index, shard: Shard) -> Iterator[str]:
     """A sidecar may be absent (only `prepare` needs it), but not say other things than the index."""
-    name = sidecar_path(Path(shard.name)).name
+    name = sidecar_name(shard.name)
     path = f"{root}/{name}"
     try:
         with storage_of(root).open(name) as file:

@@ -13,12 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import make_folder
 from data.prepare.memory import available_bytes
 from data.prepare.shard_files import (
     Portion,
     claim,
-    is_there,
+    holds,
     locked,
     names_of,
     read_sidecar,
@@ -36,12 +35,12 @@ from data.read.index import (
     prepare_command,
     read_index,
     require_folder_path,
-    sidecar_path,
+    sidecar_name,
 )
 from data.sources import find_source
 from data.sources.images import DamagedImageError, resize
 from data.sources.samples import Samples, Source, warn_if_dark
-from data.storage.storage import storage_of
+from data.storage.storage import Storage, is_there, storage_of
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +78,9 @@ def prepare(
     `overwrite` is not set, more images are damaged than accepted, or a shard has no sound image.
     """
     began = time.monotonic()
-    for folder in (out, source_dir):
-        if folder is not None:
-            require_folder_path(folder, local=True)
-    out = Path(out)
+    require_folder_path(out, kind="writable")
+    if source_dir is not None:
+        require_folder_path(source_dir, kind="local")
     source = find_source(source_name)
     if image_size is None:
         image_size = source.image_size
@@ -99,9 +97,10 @@ def prepare(
         shard_records=shard_records,
     )
     try:
-        make_folder(out)
-        with locked(out, wait=True):
-            index, kept = _complete(out, recipe, splits, workers, overwrite, max_damaged, progress)
+        folder = storage_of(out)
+        folder.make()
+        with locked(folder, wait=True):
+            index, kept = _complete(folder, recipe, splits, workers, overwrite, max_damaged, progress)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
     _log_replaced(index)
@@ -129,7 +128,8 @@ def default_workers(source: Source, image_size: int) -> int:
 class _Job:
     """One shard to write."""
 
-    path: Path
+    folder: Path | str
+    name: str
     recipe: Recipe
     split: str
     first_record: int  # its number in the split
@@ -137,7 +137,7 @@ class _Job:
 
 
 def _complete(
-    out: Path,
+    folder: Storage,
     recipe: Recipe,
     splits: dict[str, Samples],
     workers: int,
@@ -146,49 +146,50 @@ def _complete(
     progress: bool,
 ) -> tuple[Index, int]:
     """The index of the finished folder, and how many shards were there already."""
+    out = folder.root
     jobs = [job for split, samples in splits.items() for job in _jobs(out, recipe, split, samples)]
-    wanted = {INDEX_NAME}.union(*(names_of(job.path) for job in jobs))
+    wanted = {INDEX_NAME}.union(*(names_of(job.name) for job in jobs))
     present, ours = None, None
     if overwrite:
-        ours = claim(out, wanted)
-        remove(out, ours)
-    elif (out / INDEX_NAME).exists():
+        ours = claim(folder, wanted)
+        remove(folder, ours)
+    elif is_there(out, INDEX_NAME):
         present = read_index(out, partial(prepare_command, recipe.source, out))
         refuse_other(out, present.recipe(), recipe, prepare_command(recipe.source, out, "--overwrite"))
-    finished = {job.path: shard for job in jobs if (shard := _finished(job, present))}
+    finished = {job.name: shard for job in jobs if (shard := _finished(folder, job, present))}
     kept = len(finished)
     _refuse_damaged(out, finished.values(), max_damaged)
-    todo = [job for job in jobs if job.path not in finished]
+    todo = [job for job in jobs if job.name not in finished]
     if present and present.shards == [*finished.values()]:
         return present, kept
 
-    ours = claim(out, wanted) if ours is None else ours
+    ours = claim(folder, wanted) if ours is None else ours
     there = sum(shard.images for shard in finished.values())
     shown = None if progress and todo else True  # None: on a terminal
     total = sum(len(job.samples.labels_N) for job in jobs)
     with tqdm(total=total, initial=there, unit=" images", desc=str(out), disable=shown) as bar:
         for job, shard in spread(_write, todo, workers):
-            finished[job.path] = shard
+            finished[job.name] = shard
             _refuse_damaged(out, finished.values(), max_damaged)
             bar.update(shard.images)
 
     # What an interrupted run with another request left would mislead readers that take all *.tar.
-    remove(out, ours - wanted)
-    shards = {split: tuple(finished[job.path] for job in jobs if job.split == split) for split in splits}
+    remove(folder, ours - wanted)
+    shards = {split: tuple(finished[job.name] for job in jobs if job.split == split) for split in splits}
     index = Index(**recipe.model_dump(), splits=shards)
-    storage_of(out).write(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
+    folder.write(INDEX_NAME, index.model_dump_json(indent=1, exclude_none=True).encode())
     return index, kept
 
 
-def _finished(job: _Job, present: Index | None) -> Shard | None:
+def _finished(folder: Storage, job: _Job, present: Index | None) -> Shard | None:
     """The shard of a job, if it is there and whole, which its sidecar says or, where there is none, the index."""
-    if present and not sidecar_path(job.path).exists():
-        return next((shard for shard in present.shards if is_there(job.path, shard)), None)
-    sidecar = read_sidecar(job.path, job.recipe, len(job.samples.labels_N))
+    if present and not is_there(job.folder, sidecar_name(job.name)):
+        return next((shard for shard in present.shards if holds(folder, job.name, shard)), None)
+    sidecar = read_sidecar(folder, job.name, job.recipe, len(job.samples.labels_N))
     return sidecar and sidecar.shard
 
 
-def _refuse_damaged(out: Path, shards: Iterable[Shard], max_damaged: int) -> None:
+def _refuse_damaged(out: Path | str, shards: Iterable[Shard], max_damaged: int) -> None:
     replaced = [image for shard in shards for image in shard.replaced]
     if len(replaced) > max_damaged:
         first = "; ".join(f"{image.name}: {image.reason}" for image in replaced[:3])
@@ -206,18 +207,17 @@ def _log_replaced(index: Index) -> None:
         log.warning("and %d more; index.json names them all", len(replaced) - _NAMED)
 
 
-def _jobs(out: Path, recipe: Recipe, split: str, samples: Samples) -> Iterator[_Job]:
+def _jobs(out: Path | str, recipe: Recipe, split: str, samples: Samples) -> Iterator[_Job]:
     step = recipe.record_images * recipe.shard_records
     for number, start in enumerate(range(0, len(samples.labels_N), step)):
         part = samples[start : start + step]
-        path = out / f"{split}-{number:06d}.tar"
-        yield _Job(path, recipe, split, number * recipe.shard_records, part)
+        yield _Job(out, f"{split}-{number:06d}.tar", recipe, split, number * recipe.shard_records, part)
 
 
 def _write(job: _Job) -> Shard:
     """Write one shard and its sidecar. UserError if no image is sound."""
     images = _SoundImages(job)
-    return write_shard(job.path, job.recipe, _portions(job, images), images.replaced)
+    return write_shard(storage_of(job.folder), job.name, job.recipe, _portions(job, images), images.replaced)
 
 
 def _portions(job: _Job, images: "_SoundImages") -> Iterator[Portion]:
@@ -257,9 +257,9 @@ class _SoundImages:
                 if sound != place:
                     self._note(place, sound)
                 return sound, image
-        path, name = self._job.path, printable(images.names[0])
         raise UserError(
-            f"none of the {len(images)} images for {path.name} can be used (first {name}: {self._reasons[0]}):"
+            f"none of the {len(images)} images for {self._job.name} can be used (first"
+            f" {printable(images.names[0])}: {self._reasons[0]}):"
             " does --source name the right folder?"
         )
 

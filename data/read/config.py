@@ -49,7 +49,7 @@ class DataConfig(Section):
     # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
     encode: Literal["ahead", "on_the_fly"] = "ahead"
     # Folder of the latent shards and of codec.safetensors, which encoding on the fly needs as well.
-    latents: str = Field(default_factory=lambda values: f"{values.get('shards')}_latents")
+    latents: str = Field(default_factory=lambda values: f"{_index_folder(**values)}_latents")
     # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; null takes those of any.
     patch_autoencoder: str | None = None
 
@@ -90,10 +90,7 @@ class DataConfig(Section):
     @property
     def index_folder(self) -> str:
         """Where the index of the images is: with the shards, or beside them where these are not ours."""
-        if self.source != TARS:
-            return self.shards
-        asked = "\0".join(map(str, (self.shards, self.test_shards, self.label_field)))
-        return self.index or f"datasets/{TARS}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        return _index_folder(self.source, self.shards, self.test_shards, self.label_field, self.index)
 
     @property
     def patches(self) -> int:
@@ -109,3 +106,17 @@ class DataConfig(Section):
     def token_dim(self) -> int:
         """D: width of one token, 3 * patch_size^2 values in [0, 1] or a standardised code."""
         return self.code_dim or 3 * self.patch_size**2
+
+
+def _index_folder(
+    source: str = "",
+    shards: str = "",
+    test_shards: str | None = None,
+    label_field: str | None = None,
+    index: str | None = None,
+    **_,
+) -> str:
+    if source != TARS:
+        return shards
+    asked = "\0".join(map(str, (shards, test_shards, label_field)))
+    return index or f"datasets/{TARS}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +18,7 @@ from data.errors import UserError, printable
 from data.order.weave import Weave
 from data.sources import SOURCES
 from data.sources.walk import ARCHIVE
+from data.storage.addresses import TARS
 from data.storage.cache import BlockCache
 from data.storage.storage import STORAGES, StoredFile, is_local, scheme_of, storage_of
 
@@ -203,6 +204,9 @@ class Index(Recipe):
         """The images that were damaged when the shards were written."""
         return [image for shard in self.shards for image in shard.replaced]
 
+    def replaced_in(self, split: str) -> tuple[Replaced, ...]:
+        return tuple(image for shard in self.splits[split] for image in shard.replaced)
+
     @property
     def bytes(self) -> int:
         """Bytes of all shards."""
@@ -231,6 +235,8 @@ class Index(Recipe):
     @property
     def checksum(self) -> str:
         """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
+        if self.source == TARS:
+            return self.source_sha256
         content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -258,27 +264,36 @@ def prepare_command(source: str, root: Path | str, *options: str) -> str:
     return f"`{shlex.join(('python', 'launch/prepare.py', source, *from_folder, '--out', str(root), *options))}`"
 
 
-def encode_command(out: Path | str, *options: str, images="DIR", patch_autoencoder="RUN") -> str:
-    """The command that makes a folder of latent shards, for messages."""
-    from_what = ("--images", str(images), "--patch-autoencoder", str(patch_autoencoder))
+def encode_command(
+    out: Path | str, *options: str, images: Iterable[str] = ("--images", "DIR"), patch_autoencoder="RUN"
+) -> str:
+    """The command that makes a folder of latent shards, for messages. images: the options that name them."""
+    from_what = (*images, "--patch-autoencoder", str(patch_autoencoder))
     return f"`{shlex.join(('python', 'launch/encode.py', *from_what, '--out', str(out), *options))}`"
 
 
-def sidecar_path(shard: Path) -> Path:
-    return shard.with_name(f"{shard.name}.json")
+def sidecar_name(shard: str) -> str:
+    return f"{shard}.json"
 
 
-def require_folder_path(folder: Path | str, *, local: bool = False) -> None:
+def require_folder_path(folder: Path | str, *, kind: Literal["any", "local", "writable"] = "any") -> None:
     """UserError if this can be no folder.
 
-    That is an address that cannot be read, or any address where only a folder of this machine will do (`local`); an
-    archive or a pattern of archives, if no folder is called so; any other file.
+    That is an address that cannot be read, or, by its kind, one of no folder of this machine ("local") or of what takes
+    no files ("writable"); an archive or a pattern of archives, if no folder is called so; any other file.
     """
     shown, path = printable(str(folder)), Path(folder)
-    if (scheme := scheme_of(folder)) in STORAGES and not local:
+    scheme = scheme_of(folder)
+    if kind == "writable" and scheme in ("http", "https"):
+        raise UserError(f"nothing can be written to {shown}: give a folder, or an address of s3:// or gs://")
+    if kind != "local" and scheme in STORAGES:
         return
     if scheme:
-        what = "this works in folders of the machine" if local else "shards are read from a folder"
+        what = {
+            "any": "shards are read from a folder",
+            "local": "this works in folders of the machine",
+            "writable": "shards are written to a folder",
+        }[kind]
         raise UserError(f"{what}; {shown} is none: copy what it holds to a disk, or mount it, and give the path")
     is_archive = ARCHIVE.search(path.name)
     if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):

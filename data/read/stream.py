@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.order.order import Order
 from data.order.parts import Part, Whole
 from data.patches import patchify
-from data.read.index import Codes
+from data.read.index import Codes, Replaced
 from data.read.sound import SoundImages
 from data.storage.cache import BlockCache
 
@@ -31,12 +31,13 @@ _READ_BYTES = 2**24  # of the tokens of one read from memory, where the work of 
 class ImageIndex(Protocol):
     """What a data set says of itself, as `data.read.index.Index` and `data.tars.manifest.TarIndex` do.
 
-    source: its name. image_shape: (H, W, C). content_shape, content_dtype, content_bytes: of what is stored of an
-    image. codes: what images have become, if not None. classes: labels are 0 .. classes - 1. images: of each split, by
-    its name. checksum: identifies the images and their order.
+    source: its name. source_sha256: of its images before they are resized. image_shape: (H, W, C). content_shape,
+    content_dtype, content_bytes: of what is stored of an image. codes: what images have become, if not None. classes:
+    labels are 0 .. classes - 1. images: of each split, by its name. checksum: identifies the images and their order.
     """
 
     source: str
+    source_sha256: str
     image_shape: tuple[int, int, int]
     classes: int
     images: dict[str, int]
@@ -54,6 +55,12 @@ class ImageIndex(Protocol):
 
     def draw_held_out(self, images: int, holdout: int) -> Tensor:
         """The indices of the images that are held out of so many: (holdout,) int64."""
+
+    def replaced_in(self, split: str) -> tuple[Replaced, ...]:
+        """Images that were damaged when the files were written, in whose places others lie."""
+
+    def remedy(self, root: Path | str) -> str:
+        """What makes damaged files whole, for messages."""
 
 
 class Stream:

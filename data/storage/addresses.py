@@ -23,6 +23,11 @@ def split_address(address: str) -> tuple[str, str]:
     return (folder or slash or "."), name
 
 
+def names_tars(text: str) -> bool:
+    """Whether a text names tar files, rather than a folder."""
+    return text.endswith(".tar") and not os.path.isdir(text)
+
+
 def require_addresses(text: str) -> None:
     """UserError if this names no tar files that can be read, as far as the text alone tells."""
     for pattern in text.split("::"):

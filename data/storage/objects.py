@@ -8,6 +8,9 @@ import errno
 import io
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -39,11 +42,14 @@ class ObjectFolder:
     """What lies under an address. Errors are OSErrors that say in a few words what the server answered."""
 
     def __init__(self, root: Path | str):
-        self._root = str(root)
+        self.root = str(root)
         try:
-            self._store = _store(self._root)
+            self._store = _store(self.root)
         except Exception:  # obstore's errors on addresses are of several kinds
-            raise OSError(errno.EINVAL, "no address of a folder", self._root) from None
+            raise OSError(errno.EINVAL, "no address of a folder", self.root) from None
+
+    def make(self) -> None:
+        """Object stores have no empty folders."""
 
     def fetch(self, name: str, start: int, stop: int | None) -> Fetched:
         options = {"range": {"offset": start} if stop is None else (start, stop)} if (start, stop) != (0, None) else {}
@@ -65,35 +71,50 @@ class ObjectFolder:
         except Exception as error:
             raise self._error(error) from None
         if not found:
-            raise FileNotFoundError(errno.ENOENT, "nothing lies there", self._root)
+            raise FileNotFoundError(errno.ENOENT, "nothing lies there", self.root)
         return [each["path"].rpartition("/")[2] for each in found]
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | Path) -> None:
         try:
             obstore.put(self._store, name, content)
         except Exception as error:
             raise self._error(error) from None
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            yield path
+            self.write(name, path)
+
+    def remove(self, name: str) -> None:
+        try:
+            obstore.delete(self._store, name)
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            raise self._error(error) from None
+
     def _error(self, error: Exception) -> OSError:
         """In a few words; a server's own text may hold what it was told."""
-        scheme, text = self._root.partition("://")[0].lower(), str(error)
+        scheme, text = self.root.partition("://")[0].lower(), str(error)
         answer = re.search(r"status code: (\d{3}[A-Za-z ]*)", text)
         if isinstance(error, FileNotFoundError):
             what = "no such bucket" if "NoSuchBucket" in text else "no such object"
-            return FileNotFoundError(errno.ENOENT, what, self._root)
+            return FileNotFoundError(errno.ENOENT, what, self.root)
         if isinstance(error, NotSupportedError):
-            return NoRangesError(errno.EOPNOTSUPP, "the server gives no parts of a file", self._root)
+            return NoRangesError(errno.EOPNOTSUPP, "the server gives no parts of a file", self.root)
         if "169.254.169.254" in text or "metadata.google" in text:
-            return PermissionError(errno.EACCES, f"no credentials: set {_CREDENTIALS[scheme]}", self._root)
+            return PermissionError(errno.EACCES, f"no credentials: set {_CREDENTIALS[scheme]}", self.root)
         if isinstance(error, PermissionDeniedError | UnauthenticatedError):
             shown = f"the server refuses it ({answer[1].strip()})" if answer else "the server refuses it"
             remedy = f": see {_CREDENTIALS[scheme]}" if scheme in _CREDENTIALS else ""
-            return PermissionError(errno.EACCES, shown + remedy, self._root)
+            return PermissionError(errno.EACCES, shown + remedy, self.root)
         if answer:
-            return OSError(errno.EIO, f"the server answers {answer[1].strip()}", self._root)
+            return OSError(errno.EIO, f"the server answers {answer[1].strip()}", self.root)
         if "sending request" in text or "onnect" in text:
-            return OSError(errno.EIO, "the server cannot be reached", self._root)
-        return OSError(errno.EIO, "the answer of the server broke off", self._root)
+            return OSError(errno.EIO, "the server cannot be reached", self.root)
+        return OSError(errno.EIO, "the answer of the server broke off", self.root)
 
 
 def _tag(meta: dict) -> str:

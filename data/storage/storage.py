@@ -3,12 +3,13 @@
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from data.errors import UserError, printable
-from data.files import write_aside
+from data.files import aside_of, make_folder, sync_directory, write_aside
 
 
 class StoredFile(Protocol):
@@ -47,7 +48,15 @@ class NoRangesError(OSError):
 
 
 class Storage(Protocol):
-    """A folder of files. What fails is an OSError that says why."""
+    """A folder of files. What fails is an OSError that says why.
+
+    root: its path or address.
+    """
+
+    root: Path | str
+
+    def make(self) -> None:
+        """See to it that the folder is there, where there is such a thing."""
 
     def fetch(self, name: str, start: int, stop: int | None) -> Fetched:
         """The bytes start .. stop - 1 of a file, from any thread: fewer at its end; None: all from there on.
@@ -63,6 +72,12 @@ class Storage(Protocol):
 
     def write(self, name: str, content: bytes) -> None:
         """A whole file, which nobody ever sees half written."""
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """A file of this machine to be filled; it takes this name, whole, when the block has ended without an error."""
+
+    def remove(self, name: str) -> None:
+        """A file, if it is there."""
 
 
 class _LocalFile(io.BufferedReader):
@@ -88,6 +103,9 @@ class LocalFolder:
             count = os.preadv(file.fileno(), [content], start) if content else 0
         return Fetched(memoryview(content)[:count], status.st_size, str(status.st_mtime_ns))
 
+    def make(self) -> None:
+        make_folder(self.root)
+
     def open(self, name: str) -> _LocalFile:
         return _LocalFile(self.root / name)
 
@@ -96,6 +114,22 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes) -> None:
         write_aside(self.root / name, content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        path = self.root / name
+        aside = aside_of(path)
+        try:
+            yield aside
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+            sync_directory(self.root)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
 
 
 def _file_address(root: Path | str) -> LocalFolder:
@@ -124,6 +158,14 @@ def scheme_of(root: Path | str) -> str | None:
 def storage_of(root: Path | str) -> Storage:
     """The folder of this address."""
     return STORAGES.get(scheme_of(root), LocalFolder)(root)
+
+
+def names_in(storage: Storage) -> set[str]:
+    """All files there are; none where there is no folder, as there are no empty ones in object stores."""
+    try:
+        return set(storage.names())
+    except FileNotFoundError:
+        return set()
 
 
 def is_local(root: Path | str) -> bool:

@@ -54,7 +54,7 @@ class TarImages(SoundImages):
         count, first = self._first_damaged()
         return UserError(
             f"damaged images in split {self._split}: {count}, more than data.max_damaged={limit} (first: {first}):"
-            " mend the files and index them again, or raise data.max_damaged"
+            f" {self._index.remedy('')}, or raise data.max_damaged"
         )
 
     def _none_sound(self) -> UserError:

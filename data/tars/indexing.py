@@ -12,11 +12,10 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from data.errors import UserError, printable
-from data.files import make_folder
 from data.order.weave import Weave
 from data.processes import spread
 from data.storage.addresses import expand, split_address
-from data.storage.storage import LocalFolder, storage_of
+from data.storage.storage import names_in, storage_of
 from data.tars.headers import DamagedTarError
 from data.tars.manifest import MANIFEST_NAME, SPLITS, Manifest, Tar
 from data.tars.sidecar import encode_sidecar, read_tar, rows_sha256, summary_of
@@ -182,11 +181,8 @@ def _make_folder(folder: str) -> set[str]:
     """The names of the files in the folder of the index, which is there then."""
     storage = storage_of(folder)
     try:
-        if isinstance(storage, LocalFolder):
-            make_folder(storage.root)
-        return set(storage.names())
-    except FileNotFoundError:  # object stores have no empty folders
-        return set()
+        storage.make()
+        return names_in(storage)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --out") from None
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data.errors import UserError, printable
 from data.order.weave import Weave
-from data.read.index import Count, Place, Sha256
+from data.read.index import Count, Place, Replaced, Sha256
 from data.storage.addresses import TARS, split_address
 from data.storage.cache import BlockCache
 from data.storage.storage import storage_of
@@ -102,6 +102,16 @@ class TarIndex:
         tars = [(tar.name, tar.bytes, tar.rows_sha256, tar.train, tar.test) for tar in self.tars]
         return hashlib.sha256(repr((self.image_shape, tars)).encode()).hexdigest()
 
+    @property
+    def source_sha256(self) -> str:
+        return self.checksum
+
+    def replaced_in(self, split: str) -> tuple[Replaced, ...]:
+        return ()
+
+    def remedy(self, root: str) -> str:
+        return f"mend the files and index them again with {self.command('--overwrite')}"
+
     def command(self, *options: str) -> str:
         """What makes the index, for messages."""
         manifest = self.manifest
@@ -125,11 +135,17 @@ class TarIndex:
         return draw_few(images, holdout)
 
 
-def index_command(shards: str, test_shards: str | None, label_field: str | None, folder: str, *options: str) -> str:
-    """The command that makes the index, for messages."""
+def index_arguments(shards: str, test_shards: str | None, label_field: str | None, folder: str) -> tuple[str, ...]:
+    """What launch/prepare.py is given to make the index."""
     test = ("--test-shards", test_shards) if test_shards else ()
     label = ("--label", label_field) if label_field else ()
-    return f"`{shlex.join(('python', 'launch/prepare.py', 'index', shards, *test, *label, '--out', folder, *options))}`"
+    return ("index", shards, *test, *label, "--out", folder)
+
+
+def index_command(shards: str, test_shards: str | None, label_field: str | None, folder: str, *options: str) -> str:
+    """The command that makes the index, for messages."""
+    arguments = index_arguments(shards, test_shards, label_field, folder)
+    return f"`{shlex.join(('python', 'launch/prepare.py', *arguments, *options))}`"
 
 
 def read_manifest(folder: str, command: str) -> Manifest:

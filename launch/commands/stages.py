@@ -5,15 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from biglearn_vae.checkpoint import newest_whole
-from biglearn_vae.images import open_codec, open_index
+from biglearn_vae.images import encoded_images, open_codec, open_index
 from data.errors import UserError
+from data.read.config import DataConfig
 from data.read.index import INDEX_NAME
 from data.sources import SOURCES
+from data.storage.addresses import TARS
+from data.storage.storage import is_there
+from data.tars.manifest import MANIFEST_NAME, index_arguments
 from trainer.config import Config, load_config
 from trainer.resume import identity, whole_identity
 from trainer.run_directory import RunDirectory
 
 LAUNCH = Path(__file__).resolve().parents[1]
+_SHARED = ("source", "shards", "test_shards", "label_field", "index", "cache")  # keys of data, alike in both stages
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ class Stages:
         of_stage_2 = [text for text in overrides if not text.startswith("stage_1.")]
         given = {text.partition("=")[0] for text in of_stage_2}
         if "run_dir" in given:
-            base = Path(load_config(path, of_stage_2).run_dir)
-            below = {"data.shards": "images", "data.latents": "latents", "data.patch_autoencoder": "patch_ae"}
+            asked = load_config(path, of_stage_2)
+            base, images = Path(asked.run_dir), "data.index" if asked.data.source == TARS else "data.shards"
+            below = {images: "images", "data.latents": "latents", "data.patch_autoencoder": "patch_ae"}
             of_stage_2 += [f"{key}={base / name}" for key, name in below.items() if key not in given]
         stage_2 = load_config(path, of_stage_2)
         data = stage_2.data
@@ -65,18 +71,14 @@ class Stages:
                 f"{path} has one stage alone: name the configuration of its PatchAE as stage_1, and set"
                 " data.code_dim; or train it with launch/train.py"
             )
-        instead = {"run_dir": "data.patch_autoencoder", "data.shards": "data.shards", "data.source": "data.source"}
+        instead = {"run_dir": "data.patch_autoencoder"} | {f"data.{key}": f"data.{key}" for key in _SHARED}
         for key in {text.partition("=")[0] for text in of_stage_1} & instead.keys():
             raise UserError(f"stage_1.{key} is shared by both stages: set {instead[key]}=...")
-        of_stage_1 += [f"run_dir={data.patch_autoencoder}", f"data.shards={data.shards}", f"data.source={data.source}"]
+        of_stage_1.append(f"run_dir={data.patch_autoencoder}")
+        of_stage_1 += [f"data.{key}={value}" for key in _SHARED if (value := getattr(data, key)) is not None]
         stage_1 = load_config(stage_2.stage_1, of_stage_1)
         if stage_1.method != "patch_ae":
             raise UserError(f"stage_1 of {path} is a {stage_1.method}, no patch_ae: name configs/celeba_patchae.yaml")
-        if data.source not in SOURCES:
-            raise UserError(
-                f"both stages together need prepared images, not data.source {data.source}: unpack them for"
-                " `python launch/prepare.py folder`; or train stage 1 alone with launch/train.py"
-            )
         if Path(data.latents).resolve() == Path(data.shards).resolve():
             raise UserError(f"data.latents and data.shards are both {data.shards}: set data.latents to another folder")
         if stage_1.data.image_size != data.image_size:
@@ -92,25 +94,39 @@ class Stages:
     def steps(self, source: str | None) -> Iterator[Step]:
         """prepare, stage_1, encode, stage_2, each looked at when its turn has come. source: of the original files."""
         data = self.stage_2.data
-        command = [script("prepare.py"), data.source, "--out", data.shards, "--image-size", str(data.image_size)]
-        command += ["--source", source] if source else []
-        is_there = (Path(data.shards) / INDEX_NAME).exists()
-        if SOURCES[data.source].image_files and not source and not is_there:
-            raise UserError(f"{data.shards} has no images: give the folder of the original files with --source DIR")
-        whole = "they are there, and without --source there is nothing to compare them with"
-        title, work = f"prepare the images of {data.source} in {data.shards}", Path(data.shards)
-        yield Step("prepare", title, command, work, parallel=False, whole=whole if is_there and not source else None)
+        yield _index_step(data, source) if data.source == TARS else _prepare_step(data, source)
 
         title = f"stage 1, train the PatchAE in {self.stage_1.run_dir}"
         yield _training("stage_1", title, self.path_1, self.overrides_1, self.stage_1)
 
-        command = [script("encode.py"), "--images", data.shards, "--patch-autoencoder", self.stage_1.run_dir]
+        command = [script("encode.py"), *encoded_images(data), "--patch-autoencoder", self.stage_1.run_dir]
         command += ["--out", data.latents, "--device", self.stage_2.engine.device]
         command += ["--statistics-only"] if data.encode == "on_the_fly" else []
         yield Step("encode", f"encode the images in {data.latents}", command, Path(data.latents))  # it says when whole
 
         title = f"stage 2, train on the codes in {self.stage_2.run_dir}"
         yield _training("stage_2", title, self.path_2, self.overrides_2, self.stage_2)
+
+
+def _prepare_step(data: DataConfig, source: str | None) -> Step:
+    command = [script("prepare.py"), data.source, "--out", data.shards, "--image-size", str(data.image_size)]
+    command += ["--source", source] if source else []
+    is_prepared = is_there(data.shards, INDEX_NAME)
+    if SOURCES[data.source].image_files and not source and not is_prepared:
+        raise UserError(f"{data.shards} has no images: give the folder of the original files with --source DIR")
+    whole = "they are there, and without --source there is nothing to compare them with"
+    title, work = f"prepare the images of {data.source} in {data.shards}", Path(data.shards)
+    return Step("prepare", title, command, work, parallel=False, whole=whole if is_prepared and not source else None)
+
+
+def _index_step(data: DataConfig, source: str | None) -> Step:
+    if source:
+        raise UserError(f"data.shards names the images of source {data.source} already: leave --source out")
+    folder = data.index_folder
+    asked = index_arguments(data.shards, data.test_shards, data.label_field, folder)
+    whole = f"{folder} is there" if is_there(folder, MANIFEST_NAME) else None
+    title = f"find the images of {data.shards}"
+    return Step("index", title, [script("prepare.py"), *asked], Path(folder), parallel=False, whole=whole)
 
 
 def script(name: str) -> str:

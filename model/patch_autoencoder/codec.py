@@ -86,10 +86,10 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def is_codec_file(path: Path) -> bool:
-    """Whether a file says that it is a codec of ours, however damaged it may be behind its header."""
+def is_codec_file(folder: Path | str) -> bool:
+    """Whether `CODEC` in a folder says that it is ours, however damaged it may be behind its header."""
     try:
-        with path.open("rb") as file:
+        with storage_of(folder).open(CODEC) as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _HEADER_BYTES)))
         return {"mean_C", "std_C"} <= header.keys() and "of" in header["__metadata__"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):

@@ -14,7 +14,9 @@ from data.prepare.verify import verify
 from data.read.index import INDEX_NAME
 from model.patch_autoencoder.codec import CODEC
 from tests.data.sources.test_celeba import write
+from tests.data.tars.conftest import write_tars
 from tests.launch.conftest import assert_same_run
+from tests.servers import s3_of
 
 pytestmark = pytest.mark.cluster
 
@@ -108,6 +110,27 @@ def test_two_processes_are_stopped_together(finished, start, source, tmp_path):
     with (run / "patch_ae/lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody trains on
     assert [*(run / "patch_ae/checkpoints").glob("img-*")]
+
+
+def test_both_stages_from_tar_files_to_codes_in_s3(start, tmp_path):
+    """The pictures are read where they are, and the codes are written there."""
+    with s3_of(write_tars(tmp_path / "tars", images=150, per_tar=50, suffix="jpg", size=160)) as environment:
+        shards, run = "s3://bucket/set/{00000..00002}.tar", tmp_path / "run"
+        images = ["data.source=webdataset", f"data.shards={shards}", f"data.cache={tmp_path / 'cache'}"]
+        command = (*PIPELINE, f"run_dir={run}", *images, "data.latents=s3://bucket/latents", *SMALL)
+        done = start(*command, **environment)
+        assert done.returncode == 0, done.stderr
+        again = start(*command, **environment)
+        assert again.returncode == 0, again.stderr
+    assert "1 of 4: find the images of s3://bucket/set/" in done.stdout
+    assert "skipped: " + f"{run / 'images'} is there" in again.stdout
+    assert "s3://bucket/latents is whole, nothing to do" in again.stdout
+    assert again.stdout.count("skipped: it has learned from") == 2
+    evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert evaluations[-1]["biglearn_elbo"] > evaluations[0]["biglearn_elbo"]
+    refused = start(*command, "--source", tmp_path)
+    assert refused.returncode == 2
+    assert "names the images of source webdataset already: leave --source out" in refused.stderr
 
 
 def test_codes_of_another_patchae_do_not_pass_for_what_was_learned(finished, start, tmp_path):

@@ -17,13 +17,16 @@ from biglearn_vae.images import open_codec, open_index, open_stream
 from biglearn_vae.trained import read_patch_autoencoder
 from data.errors import UserError
 from data.prepare import prepare
+from data.prepare.at_once import prepare_at_once
 from data.prepare.shard_files import locked
 from data.prepare.verify import verify
 from data.read.config import DataConfig
 from data.read.index import INDEX_NAME, encode_command, load_index
 from data.read.stream import Stream
+from data.storage.storage import storage_of
 from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
+from tests.data.tars.conftest import write_tars
 from tests.servers import s3_of
 from trainer import encoding
 from trainer.build import build_parts
@@ -47,7 +50,9 @@ def small_shards():
 
 
 def encode(images, out, autoencoder, world, **options):
-    return encode_images(images, out, autoencoder, world, command=partial(encode_command, out), **options)
+    index = load_index(images)
+    data = DataConfig(source=index.source, shards=str(images), image_size=index.image_shape[0], patch_size=1)
+    return encode_images(data, index, out, autoencoder, world, command=partial(encode_command, out), **options)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,33 @@ def test_codes_and_their_codec_may_lie_in_s3(encoded, digits_shards, tmp_path, m
             stream = open_stream(each, open_index(each, codec), "train", None, codec=codec)
             read.append(stream.read(torch.arange(0, 1437, 50)).x_BLD)
     assert torch.equal(*read)
+
+
+def test_codes_of_tar_files_are_written_to_s3(autoencoder, world, tmp_path, monkeypatch):
+    tars = write_tars(tmp_path / "tars", images=120, per_tar=40, size=40)
+    with s3_of(tars) as environment:
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        data = DataConfig(
+            source="webdataset", shards="s3://bucket/set/{00000..00002}.tar", index=str(tmp_path / "index"),
+            cache=str(tmp_path / "cache"), image_size=32, patch_size=16, code_dim=512, latents="s3://bucket/latents",
+        )  # fmt: skip
+        prepare_at_once(data)
+        pixels = data.model_copy(update={"code_dim": None})
+        index = open_index(pixels)
+        command = partial(encode_command, data.latents)
+        encode_it = partial(encode_images, pixels, index, data.latents, autoencoder, world, command=command)
+        assert "the codes of 120 images in 2 shards" in encode_it()
+        assert "is whole, nothing to do" in encode_it()
+        assert verify(data.latents) == []
+        codec = open_codec(data)
+        stream = open_stream(data, open_index(data, codec), "train", None, codec=codec)
+        on_the_fly = data.model_copy(update={"encode": "on_the_fly"})
+        other = open_stream(on_the_fly, open_index(on_the_fly, codec), "train", None, codec=codec)
+        position_B = torch.arange(0, stream.images, 7)
+        ahead, at_once = stream.read(position_B), other.read(position_B)
+    assert torch.equal(ahead.label_B, at_once.label_B)
+    torch.testing.assert_close(ahead.x_BLD, at_once.x_BLD, rtol=2e-3, atol=2e-3)
 
 
 def test_webdataset_reads_them(encoded):
@@ -219,7 +251,7 @@ def test_a_damaged_codec_is_replaced_on_request(latents, encoded, digits_shards,
 
 
 def test_two_writers_of_a_folder_are_refused(latents, digits_shards, autoencoder, world):
-    with locked(latents, wait=False), pytest.raises(UserError, match="is being written by another process"):
+    with locked(storage_of(latents), wait=False), pytest.raises(UserError, match="is being written by another process"):
         encode(digits_shards, latents, autoencoder, world)
 
 

@@ -435,11 +435,16 @@ def test_what_is_no_folder_is_refused_on_sight(folder):
     assert verify(folder)[0].startswith(message)
 
 
+@pytest.mark.parametrize("folder", ["pipe:cat secret", "hf://b"])
+def test_shards_are_written_to_no_program(folder):
+    with pytest.raises(UserError, match=re.escape(f"shards are written to a folder; {folder} is none")):
+        prepare("digits", folder, progress=False)
+
+
 @pytest.mark.parametrize("folder", ["pipe:cat secret", "http://host/shards", "s3://bucket/shards", "S3://b"])
-def test_shards_are_written_to_a_folder_of_this_machine(folder):
-    for places in ({"out": folder}, {"out": "out", "source_dir": folder}):
-        with pytest.raises(UserError, match=re.escape(f"this works in folders of the machine; {folder} is none")):
-            prepare("digits", **places, progress=False)
+def test_original_files_are_read_from_a_folder_of_this_machine(folder):
+    with pytest.raises(UserError, match=re.escape(f"this works in folders of the machine; {folder} is none")):
+        prepare("digits", "out", source_dir=folder, progress=False)
 
 
 def test_a_missing_folder_names_the_command(tmp_path):

@@ -17,6 +17,7 @@ from data.read.stream import Stream, expected, prefetch
 from data.sources.images import decode, resize
 from data.storage import objects
 from data.storage.cache import BlockCache
+from data.storage.storage import storage_of
 from data.tars.images import TarImages
 from data.tars.indexing import index_tars
 from data.tars.manifest import TarIndex
@@ -101,6 +102,12 @@ def test_s3_gives_what_the_disk_gives(s3, local, tmp_path):
     index = open_index(s3, tmp_path)
     assert index.checksum == local.checksum
     assert_same(all_of(stream_of(index)), all_of(stream_of(local)))
+
+
+def test_an_index_may_lie_beside_its_files(s3, tars, local):
+    beside = index_tars(f"{s3}/0000{{0..2}}.tar", s3, test_shards=f"{s3}/00003.tar", weave=WEAVE, progress=False)
+    assert len(storage_of(s3).names()) == 4 + 4 + 1
+    assert_same(all_of(stream_of(TarIndex(beside, s3, 8))), all_of(stream_of(local)))
 
 
 def test_an_index_may_lie_in_s3(s3, tars, local):
