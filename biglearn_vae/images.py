@@ -14,6 +14,7 @@ from data.order.holdout import HOLDOUT, split_training, trained_images
 from data.read.config import DataConfig
 from data.read.index import encode_command, load_index, prepare_command
 from data.read.stream import ImageIndex, Stream, fits_memory
+from data.read.views import Views
 from data.storage.addresses import TARS
 from data.storage.cache import BlockCache
 from data.tars.manifest import TarIndex, index_command, read_manifest
@@ -126,6 +127,7 @@ def open_stream(
 ) -> Stream:
     """One split of an opened index: pixels or, with a codec, standardised codes.
 
+    seed: of the order, in which training images are shown as data.flip and data.crop say; None: all as they lie.
     split: one of the index, of which "train" is without the data.holdout images that are held out, or "holdout", these.
     Raises UserError when no images are held out, or all, and as `Stream`.
     """
@@ -136,6 +138,7 @@ def open_stream(
         trained, held_out = split_training(index.images.get("train", 0), data.holdout, index.draw_held_out)
         stored, part = "train", held_out if split == HOLDOUT else trained
     codec = codec.to(device) if codec else None
+    is_shown = seed is not None and split == "train" and data.has_views
     encode = (codec.standardise if index.codes else codec.encode) if codec else None
     return Stream(
         index,
@@ -146,6 +149,7 @@ def open_stream(
         part=part,
         device=device,
         memory_bytes=data.memory_bytes,
+        show=Views(seed, data.patch_size, data.flip, data.crop) if is_shown else None,
         transform=encode,
         cache=BlockCache(Path(data.cache) if data.cache else cache_folder() / "blocks", data.cache_bytes),
     )

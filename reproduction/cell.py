@@ -26,7 +26,7 @@ _INDIFFERENT = (
         "evaluate.picture_every_images",
     ),
     *("data.shards", "data.latents", "data.patch_autoencoder", "data.memory_bytes", "data.encode", "data.workers"),
-    "data.max_damaged",
+    *("data.max_damaged", "data.cache", "data.index"),
 )
 _DEFAULT = Config.model_validate({"data": {"source": "digits"}, "train": {"total_images": 1}}).flat()
 

@@ -104,7 +104,8 @@ class Config(Section):
 
     def of_model(self) -> dict:
         """What decides which model is trained, and on what objective, by dotted keys: what a resumed run must keep."""
-        kept = ("method", "seed", "model.", "objective.", "data.patch_size", "data.holdout", "optimizer.name")
+        kept = ("method", "seed", "model.", "objective.", "optimizer.name")
+        kept += ("data.patch_size", "data.holdout", "data.flip", "data.crop")
         return {key: value for key, value in self.flat().items() if key.startswith(kept)}
 
     def micro_batch_size(self, world_size: int) -> int:

@@ -42,6 +42,10 @@ class DataConfig(Section):
     max_damaged: int = Field(100, ge=0)
     # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
     holdout: int = Field(0, ge=0)
+    # Whether half of the training images, other ones in each epoch, are mirrored left to right.
+    flip: bool = False
+    # Of each training image a square is shown, at random each time: at least this share of its side, enlarged; 1: all.
+    crop: float = Field(1.0, gt=0, le=1)
     # Threads that read batches ahead; 0 reads in the training loop.
     workers: int = Field(2, ge=0)
     # Width of a PatchAE code when the tokens are codes; null when they are the pixels of patches.
@@ -86,6 +90,17 @@ class DataConfig(Section):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         return self
+
+    @model_validator(mode="after")
+    def _of_pixels(self) -> "DataConfig":
+        if self.has_views and self.code_dim and self.encode == "ahead":
+            raise ValueError("flip and crop change pixels, not codes of whole images: set data.encode=on_the_fly")
+        return self
+
+    @property
+    def has_views(self) -> bool:
+        """Whether training images are shown in other ways than they lie in the files."""
+        return self.flip or self.crop < 1
 
     @property
     def index_folder(self) -> str:

@@ -78,8 +78,8 @@ class Stream:
     patches.
 
     part: the images of the split that the sequence has; None: all, in file order.
-    transform: of float32 (B, L, D), on the device: what is done to tokens last. cache: for shards that lie elsewhere;
-    None keeps nothing on the disk.
+    show, transform: of float32 (B, L, D), on the device: what is done to tokens, with their positions, and at last.
+    cache: for shards that lie elsewhere; None keeps nothing on the disk.
 
     images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
     """
@@ -95,6 +95,7 @@ class Stream:
         part: Part | None = None,
         device: torch.device | str = "cpu",
         memory_bytes: int = 2**31,
+        show: Callable[[Tensor, Tensor], Tensor] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         cache: BlockCache | None = None,
     ):
@@ -107,7 +108,8 @@ class Stream:
         self.images = self._part.images
         self.patches = (height // patch_size) ** 2
         self.device = torch.device(device)
-        self._patch_size, self._transform, self._holds_codes = patch_size, transform, bool(index.codes)
+        self._patch_size, self._holds_codes = patch_size, bool(index.codes)
+        self._show, self._transform = show, transform
         if index.codes and index.codes.patches != self.patches:
             raise UserError(
                 f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
@@ -176,14 +178,17 @@ class Stream:
         else:
             place_B = to_device(place_B, self.device)
             content_BLD, label_B = self._content_NLD.index_select(0, place_B), self._label_N[place_B]
+        position_B = to_device(position_B, self.device)
         x_BLD = content_BLD.float()
         if not self._holds_codes:
             x_BLD = x_BLD / 255
+            if self._show:
+                x_BLD = self._show(x_BLD, position_B)
             if self._channels == 1:
                 x_BLD = torch.stack([x_BLD] * 3, dim=-1).flatten(2)
         if self._transform:
             x_BLD = self._transform(x_BLD)
-        return Batch(x_BLD, to_device(position_B, self.device), label_B)
+        return Batch(x_BLD, position_B, label_B)
 
     def _read(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, D) as they are stored, uint8 or float16, and labels (B,) int64, from the shards."""

@@ -84,6 +84,7 @@ def test_a_step_that_was_skipped_counts_for_no_optimizer(saved, world, tmp_path)
         ("objective.beta=0.5", "objective.beta 0.01 there, 0.5 here"),
         ("seed=3", "seed 0 there, 3 here"),
         ("optimizer.name=adamw", "optimizer.name muon there, adamw here"),
+        ("data.flip=true", "data.flip False there, True here"),
     ],
 )
 def test_another_run_is_refused_and_the_fields_named(saved, tiny, world, override, named):
