@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data.storage import objects
-from tests.servers import s3_of, serving
+from tests.servers import S3_ENVIRONMENT, FileServer, s3_of, serving
 
 
 def write_tars(folder: Path, images: int = 400, per_tar: int = 100, suffix: str = "png", size: int = 8) -> Path:
@@ -55,6 +55,17 @@ def impatient(monkeypatch):
 def web(tars, impatient):
     with serving(tars) as server:
         yield server
+
+
+@pytest.fixture(params=["http", "s3"])
+def faulty(request, tars, tmp_path, impatient, monkeypatch) -> tuple[FileServer, str]:
+    """A server that does what it is told to do wrong, and the address of the tars there; to S3 it answers alike."""
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores" / "bucket").symlink_to(tars)
+    with serving(tmp_path / "stores") as server:
+        for key, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": server.address}.items():
+            monkeypatch.setenv(key, value)
+        yield server, f"{server.address}/bucket" if request.param == "http" else "s3://bucket"
 
 
 @pytest.fixture

@@ -157,27 +157,30 @@ def test_each_block_is_fetched_once_by_the_ranks_of_a_node(web, tmp_path, ranks)
     assert {stop - start for _, start, stop in web.asked} != set()
 
 
-def test_a_failing_server_is_asked_again(web, local, tmp_path):
-    index = open_index(web.address, tmp_path)
-    web.faults = [500, 503, "cut", 0.3, 500]
+def test_a_failing_server_is_asked_again(faulty, local, tmp_path):
+    server, root = faulty
+    index = open_index(root, tmp_path)
+    server.faults = [500, 503, "cut", 0.3, 500]
     assert_same(all_of(stream_of(index)), all_of(stream_of(local)))
-    assert web.faults == []
+    assert server.faults == []
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [(500, "the server answers 500"), (403, "the server refuses it"), (404, "no such object"), ("cut", "broke off")],
 )
-def test_a_server_that_goes_on_failing_ends_the_run(web, tmp_path, fault, reason):
-    stream = stream_of(open_index(web.address, tmp_path))
-    web.faults = [fault] * 500
+def test_a_server_that_goes_on_failing_ends_the_run(faulty, tmp_path, fault, reason):
+    server, root = faulty
+    stream = stream_of(open_index(root, tmp_path))
+    server.faults = [fault] * 500
     with pytest.raises(UserError, match=rf"0000\d\.tar.*{reason}.*--resume auto goes on"):
         stream.read(torch.arange(8))
 
 
-def test_wrong_bytes_are_damage_and_are_named(web, local, tmp_path, caplog):
-    index = open_index(web.address, tmp_path)
-    web.faults = ["wrong"]
+def test_wrong_bytes_are_damage_and_are_named(faulty, local, tmp_path, caplog):
+    server, root = faulty
+    index = open_index(root, tmp_path)
+    server.faults = ["wrong"]
     stream = stream_of(index, seed=None)
     found_BLD = stream.read(torch.arange(8)).x_BLD
     sound_BLD = stream_of(local, seed=None).read(torch.arange(9)).x_BLD
