@@ -61,21 +61,23 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if isinstance(fault, float):
             time.sleep(fault)
-        content = path.read_bytes()
+        size = path.stat().st_size
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start, stop = 0, len(content)
+        start, stop = 0, size
         if found and self.server.gives_ranges:
-            start, stop = int(found[1]), min(int(found[2] or len(content) - 1) + 1, len(content))
+            start, stop = int(found[1]), min(int(found[2] or size - 1) + 1, size)
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(stop - start))
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}-{len(content)}"')
+        self.send_header("ETag", f'"{path.stat().st_mtime_ns}-{size}"')
         self.end_headers()
         if not with_body:
             return
-        body = content[start:stop]
+        with path.open("rb") as file:
+            file.seek(start)
+            body = file.read(stop - start)
         if fault == "cut":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True

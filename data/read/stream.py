@@ -181,7 +181,7 @@ class Stream:
         position_B = to_device(position_B, self.device)
         x_BLD = content_BLD.float()
         if not self._holds_codes:
-            x_BLD = x_BLD / 255
+            x_BLD /= 255
             if self._show:
                 x_BLD = self._show(x_BLD, position_B)
             if self._channels == 1:

@@ -35,16 +35,23 @@ class BlockCache:
         if not self._most_bytes:
             return fetch()[start:stop]
         self._make()
-        name = hashlib.sha256(key.encode()).hexdigest()
-        path = self._folder / name[:2] / name
+        path = self._path(key)
         if (kept := _read(path, start, stop)) is not None:
             return kept
-        with self._alone(name):
+        with self._alone(path.name):
             if (kept := _read(path, start, stop)) is not None:  # another process was faster
                 return kept
             content = fetch()
             self._keep(path, content)
         return content[start:stop]
+
+    def has(self, key: str) -> bool:
+        """Whether it is kept now."""
+        return bool(self._most_bytes) and self._path(key).exists()
+
+    def _path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()
+        return self._folder / name[:2] / name
 
     def _make(self) -> None:
         """The folder, when something is to be kept."""

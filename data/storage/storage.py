@@ -64,6 +64,9 @@ class Storage(Protocol):
         Raises NoRangesError where it can only be had from 0 to None.
         """
 
+    def expect(self, name: str, start: int, stop: int) -> None:
+        """These bytes will be fetched soon."""
+
     def open(self, name: str) -> StoredFile:
         """A file, for reading."""
 
@@ -97,11 +100,19 @@ class LocalFolder:
         self.root = Path(root)
 
     def fetch(self, name: str, start: int, stop: int | None) -> Fetched:
-        with (self.root / name).open("rb", buffering=0) as file:
-            status = os.fstat(file.fileno())
+        file = os.open(os.path.join(self.root, name), os.O_RDONLY)  # Path.open takes twice as long
+        try:
+            status = os.fstat(file)
             content = bytearray(max(0, min(status.st_size, status.st_size if stop is None else stop) - start))
-            count = os.preadv(file.fileno(), [content], start) if content else 0
+            count = os.preadv(file, [content], start) if content else 0
+        finally:
+            os.close(file)
         return Fetched(memoryview(content)[:count], status.st_size, str(status.st_mtime_ns))
+
+    def expect(self, name: str, start: int, stop: int) -> None:
+        """The system reads them meanwhile, into its own memory."""
+        with (self.root / name).open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def make(self) -> None:
         make_folder(self.root)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,11 +21,21 @@ _GAP_BYTES = 2**16  # between two images, that are fetched with them rather than
 
 
 @dataclass(frozen=True)
+class _Run:
+    """Bytes of a file that are fetched at once. held: themselves, where no disk of this machine has them."""
+
+    tar: Tar
+    start: int
+    stop: int
+    held: memoryview | None
+
+
+@dataclass(frozen=True)
 class _Block:
-    """Neighbouring images of a split. first: the index of the first."""
+    """Neighbouring images of a split. first: the index of the first. places: of each its run, start and stop."""
 
     first: int
-    content: list[memoryview]
+    places: list[tuple[_Run, int, int]]
     label_N: np.ndarray
 
 
@@ -64,7 +75,7 @@ class TarImages(SoundImages):
         number = index // self._block_images
         block = self._blocks.take(number, times=min(self._block_images, self.images - number * self._block_images))
         place = index - block.first
-        image_HWC = decode(bytes(block.content[place]))
+        image_HWC = decode(bytes(self._content(*block.places[place])))
         content_N[...] = resize(image_HWC, len(content_N))
         return int(block.label_N[place])
 
@@ -77,7 +88,7 @@ class TarImages(SoundImages):
     def _fetch_block(self, number: int) -> _Block:
         first = number * self._block_images
         stop = min(first + self._block_images, self.images)
-        content, labels, index = [], [], first
+        places, labels, index = [], [], first
         while index < stop:
             place = bisect_right(self._first_N, index) - 1
             tar = self._index.tars[place]
@@ -85,10 +96,10 @@ class TarImages(SoundImages):
             count = min(stop - index, getattr(tar, self._split) - start)
             first_row = tar.first_row(self._split) + start
             rows = self._reader(place).rows(first_row, first_row + count)
-            content += self._fetch_rows(tar, rows)
+            places += self._fetch_rows(tar, rows)
             labels.append(rows.label_N)
             index += count
-        return _Block(first, content, np.concatenate(labels))
+        return _Block(first, places, np.concatenate(labels))
 
     def _reader(self, place: int) -> SidecarReader:
         reader = self._readers.get(place)
@@ -98,26 +109,50 @@ class TarImages(SoundImages):
             self._readers[place] = reader
         return reader
 
-    def _fetch_rows(self, tar: Tar, rows: Rows) -> list[memoryview]:
-        """The bytes of each image; those with little between them come together."""
+    def _fetch_rows(self, tar: Tar, rows: Rows) -> list[tuple[_Run, int, int]]:
+        """Where each image is; those with little between them come together."""
         start_N, stop_N = rows.offset_N, rows.offset_N + rows.bytes_N
         is_new_N = np.append(True, start_N[1:] - np.maximum.accumulate(stop_N)[:-1] > _GAP_BYTES)
-        content: list[memoryview] = []
+        places: list[tuple[_Run, int, int]] = []
         for these_N in np.split(np.arange(len(start_N)), np.flatnonzero(is_new_N)[1:]):
             low, high = int(start_N[these_N].min()), int(stop_N[these_N].max())
             run = self._fetch(tar, low, high)
-            ends = zip((start_N[these_N] - low).tolist(), (stop_N[these_N] - low).tolist(), strict=True)
-            content += [run[start:stop] for start, stop in ends]
-        return content
+            ends = zip(start_N[these_N].tolist(), stop_N[these_N].tolist(), strict=True)
+            places += [(run, start, stop) for start, stop in ends]
+        return places
 
-    def _fetch(self, tar: Tar, start: int, stop: int) -> memoryview:
-        """Some bytes of a tar: from the disk of this node if they are there, or from where the file lies."""
+    def _fetch(self, tar: Tar, start: int, stop: int) -> _Run:
+        """See to it that some bytes of a tar are on this machine: on a disk, or else in memory."""
         if is_local(tar.address):
-            return self._ask(tar, start, stop)
-        key = f"{tar.address} {tar.bytes} {tar.tag}"
+            folder, name = split_address(tar.address)
+            try:
+                storage_of(folder).expect(name, start, stop)
+            except OSError as error:
+                raise out_of_reach(tar.address, error.strerror) from None
+            return _Run(tar, start, stop, None)
+        content = self._kept(tar, start, stop, start, stop)
+        return _Run(tar, start, stop, None if self._cache.has(self._key(tar, start, stop)) else content)
+
+    def _content(self, run: _Run, start: int, stop: int) -> memoryview:
+        """The bytes of an image, which lie in a run that was fetched."""
+        if run.held:
+            return run.held[start - run.start : stop - run.start]
+        if is_local(run.tar.address):
+            return self._ask(run.tar, start, stop)
+        return self._kept(run.tar, run.start, run.stop, start, stop)
+
+    def _kept(self, tar: Tar, run_start: int, run_stop: int, start: int, stop: int) -> memoryview:
+        """Some bytes of a run: from the disk of this node if it is there, or else from where the file lies."""
+        key = self._key(tar, run_start, run_stop)
         if tar.gives_parts:
-            return self._cache.get(f"{key} {start} {stop}", lambda: self._ask(tar, start, stop))
-        return self._cache.get(key, lambda: self._ask(tar, 0, None), start, stop)
+            ask = partial(self._ask, tar, run_start, run_stop)
+            return self._cache.get(key, ask, start - run_start, stop - run_start)
+        return self._cache.get(key, partial(self._ask, tar, 0, None), start, stop)
+
+    def _key(self, tar: Tar, start: int, stop: int) -> str:
+        """Of what is fetched at once, in the cache."""
+        whole = f"{tar.address} {tar.bytes} {tar.tag}"
+        return f"{whole} {start} {stop}" if tar.gives_parts else whole
 
     def _ask(self, tar: Tar, start: int, stop: int | None) -> memoryview:
         """The answer, which must be of the file that was indexed."""

@@ -226,3 +226,15 @@ def test_images_kept_back_come_from_the_same_files(tars, tmp_path):
 def test_a_bucket_that_is_not_there_is_named(s3, tmp_path):
     with pytest.raises(UserError, match=r"s3://other/0\.tar cannot be read \(no such bucket\)"):
         index_tars("s3://other/0.tar", str(tmp_path / "index"), progress=False)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**30])
+def test_what_a_disk_of_this_machine_has_is_not_held_in_memory(web, local, tmp_path, kept_bytes):
+    far = open_index(web.address, tmp_path)
+    for index, is_held in ((local, False), (far, not kept_bytes)):
+        stream = stream_of(index, cache=BlockCache(tmp_path / "cache", kept_bytes))
+        stream.expect(torch.arange(32))
+        blocks = [block.result() for block in stream._source._blocks._held.values()]
+        assert blocks
+        assert {run.held is not None for block in blocks for run, _, _ in block.places} == {is_held}
+        assert_same(all_of(stream), all_of(stream_of(local)))
