@@ -20,6 +20,8 @@ from model.method import METHODS
 from model.objective import elbo_terms
 from model.patch_autoencoder.codec import PatchCodec
 
+OfEach = int | Sequence[int]  # one for all images, or one for each
+
 
 class BigLearnVAE:
     """A trained `biglearn_u`, `biglearn_t` or `vae`.
@@ -29,7 +31,8 @@ class BigLearnVAE:
     come out are float32 (B, H, W, 3) on the CPU; the means of p(x_T | z, x_S) may leave [0, 1] by a little.
 
     Everything random follows from `seed` and the number of the image, which is first_index for the first one: the same
-    images give the same results in batches of any size. At most `batch_size` images are computed at once.
+    images give the same results in batches of any size. At most `batch_size` images are computed at once. `generate`,
+    `infer` and `inpaint` also take lists: of the seed, and as first_index of the number, of each image.
 
     The joint VAE has no p(z | x_S) for a part of an image: it refuses, and offers `pseudo_gibbs`.
 
@@ -108,7 +111,7 @@ class BigLearnVAE:
 
     # Combinations of the two
 
-    def generate(self, count: int, *, seed: int = 0, first_index: int = 0) -> Tensor:
+    def generate(self, count: int, *, seed: OfEach = 0, first_index: OfEach = 0) -> Tensor:
         """New images: z ~ p(z), then p(x | z)."""
         _require(count=count)
         return self.decode(self.prior(count).draw(self._noise("generate", seed, count, first_index)))
@@ -120,7 +123,7 @@ class BigLearnVAE:
             raise UserError("a reconstruction needs whole images: infer or in-paint what has missing pixels")
         return self.decode(self.encode(given).mu_BZ)
 
-    def infer(self, images, *, draws: int = 1, seed: int = 0, first_index: int = 0) -> Tensor:
+    def infer(self, images, *, draws: int = 1, seed: OfEach = 0, first_index: OfEach = 0) -> Tensor:
         """From incomplete images to z, and from z alone to whole images: z ~ p(z | x_S), then p(x | z).
 
         draws: so many for each image; 0: one, with z the mean of p(z | x_S). Returns (max(draws, 1), B, H, W, 3).
@@ -128,7 +131,7 @@ class BigLearnVAE:
         given = self._known(images)
         return torch.stack([self.decode(z_BZ) for z_BZ in self._codes(given, draws, seed, first_index)])
 
-    def inpaint(self, images, *, draws: int = 1, seed: int = 0, first_index: int = 0) -> Tensor:
+    def inpaint(self, images, *, draws: int = 1, seed: OfEach = 0, first_index: OfEach = 0) -> Tensor:
         """Diverse completions: z ~ p(z | x_S), then p(x_T | z, x_S). Known pixels come back untouched.
 
         draws: as in `infer`. Strokes guide it as x_S: `inpaint(vae.observe(strokes, mask, observed="any"))`.
@@ -279,7 +282,9 @@ class BigLearnVAE:
         """z ~ N(mu, sigma²) of each image, (B, Z)."""
         return distribution.draw(self._noise(purpose, seed, len(distribution.mu_BZ), first_index))
 
-    def _noise(self, purpose: str, seed: int, count: int, first_index: int) -> Tensor:
+    def _noise(self, purpose: str, seed: OfEach, count: int, first_index: OfEach) -> Tensor:
+        if not isinstance(seed, int):
+            seed = _of_each("seed", seed, count)
         return randomness.normal(seed, purpose, self._indices(count, first_index), self.description.model.latent_dim)
 
     def _known(self, images) -> Observation:
@@ -315,7 +320,7 @@ class BigLearnVAE:
             raise UserError("the joint VAE has no p(x_T | x_S): leave S empty, or use a BigLearn-VAE")
         return given, (S_BL, T_BL)
 
-    def _codes(self, given: Observation, draws: int, seed: int, first_index: int) -> list[Tensor]:
+    def _codes(self, given: Observation, draws: int, seed: OfEach, first_index: OfEach) -> list[Tensor]:
         """z of each draw; the mean for none."""
         _require(0, draws=draws)
         distribution = self.encode(given)
@@ -331,7 +336,9 @@ class BigLearnVAE:
             codes.append(z_BZ)
         return codes
 
-    def _indices(self, count: int, first_index: int) -> Tensor:
+    def _indices(self, count: int, first_index: OfEach) -> Tensor:
+        if not isinstance(first_index, int):
+            return _of_each("first_index", first_index, count)
         return torch.arange(first_index, first_index + count)
 
     def _tokens(self, given: Observation) -> Tensor:
@@ -362,6 +369,12 @@ class BigLearnVAE:
             portion = (x[start : start + self.batch_size].to(self.device) for x in inputs)
             results.append([value.cpu() for value in compute(*portion)])
         return tuple(torch.cat(values) for values in zip(*results, strict=True))
+
+
+def _of_each(name: str, values: Sequence[int], count: int) -> Tensor:
+    if len(values) != count:
+        raise UserError(f"{name} has {len(values)} numbers for {count} images: give one for all, or one for each")
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def _require(least: int = 1, **counts: int) -> None:

@@ -44,19 +44,23 @@ def _key(seed: int, purpose: str) -> int:
     return _signed(_mix(seed * _GOLDEN + zlib.crc32(purpose.encode())))
 
 
-def random_bits(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
-    """64 random bits for each of `count` draws of each sample: (B, count) int64 on the device of index_B."""
-    sample_B = _mix((index_B + 1) * _GOLDEN + _key(seed, purpose))
+def random_bits(seed: int | Tensor, purpose: str, index_B: Tensor, count: int) -> Tensor:
+    """64 random bits for each of `count` draws of each sample: (B, count) int64 on the device of index_B.
+
+    seed: of all samples, or (B,) int64, of each its own.
+    """
+    key = _key(seed, purpose) if isinstance(seed, int) else _mix(seed * _GOLDEN + zlib.crc32(purpose.encode()))
+    sample_B = _mix((index_B + 1) * _GOLDEN + key)
     counter_N = torch.arange(1, count + 1, device=index_B.device) * _GOLDEN
     return _mix(sample_B[:, None] + counter_N)
 
 
-def uniform(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
+def uniform(seed: int | Tensor, purpose: str, index_B: Tensor, count: int) -> Tensor:
     """(B, count) float32, uniform in the open interval (0, 1) on a grid of 2^-24."""
     return (_shift(random_bits(seed, purpose, index_B, count), 41).float() + 0.5) * 2.0**-23
 
 
-def normal(seed: int, purpose: str, index_B: Tensor, count: int) -> Tensor:
+def normal(seed: int | Tensor, purpose: str, index_B: Tensor, count: int) -> Tensor:
     """(B, count) float32 standard normal draws, by the Box-Muller transform."""
     half = (count + 1) // 2
     u_BN = uniform(seed, purpose, index_B, 2 * half)

@@ -30,7 +30,7 @@ def read_incomplete(paths: list[Path], image_size: int) -> tuple[list[str], np.n
     for path, is_named in _files(paths):
         is_array = path.suffix.lower() == ".npy"
         try:
-            found = _read_array(path, image_size) if is_array else [_read_image(read_file(path), image_size)]
+            found = _read_array(path, image_size) if is_array else [decode_incomplete(read_file(path), image_size)]
         except DamagedImageError as error:
             faults.append(f"{printable(str(path))}: {error}")
         except UserError as error:
@@ -65,7 +65,14 @@ def read_mask(path: Path, image_size: int) -> np.ndarray:
                 raise UserError(f"{path} holds {len(mask_NHW)} masks: give one, which is for all images")
             known_HW = mask_NHW[0]
         else:
-            known_HW = _read_mask_image(path, image_size)
+            known_HW, dark, clear = decode_mask(read_file(path), image_size)
+            if dark and clear:
+                log.warning(
+                    "the mask %s: %s pixels are missing because they are transparent, and %s because they are dark",
+                    printable(str(path)),
+                    f"{clear:,}",
+                    f"{dark:,}",
+                )
     except DamagedImageError as error:
         raise UserError(f"the mask {path} cannot be read ({error}): give an image, black where nothing is") from None
     known = known_HW.sum()
@@ -75,21 +82,17 @@ def read_mask(path: Path, image_size: int) -> np.ndarray:
     return known_HW
 
 
-def _read_mask_image(path: Path, image_size: int) -> np.ndarray:
-    image_HWC, alpha_HW = decode_with_alpha(read_file(path))
+def decode_mask(content: bytes, image_size: int) -> tuple[np.ndarray, int, int]:
+    """The mask that an image file is, as in `read_mask`; pixels that are missing because dark, and because transparent.
+
+    Raises DamagedImageError.
+    """
+    image_HWC, alpha_HW = decode_with_alpha(content)
     grey_HW = image_HWC.max(-1)
     if grey_HW.max() == 1:  # 0 and 1, as in arrays
         grey_HW = grey_HW * np.uint8(255)
     is_opaque_HW, is_light_HW = (resize(value_HW, image_size, 1)[..., 0] >= 128 for value_HW in (alpha_HW, grey_HW))
-    dark = (is_opaque_HW & ~is_light_HW).sum()
-    if dark and not is_opaque_HW.all():
-        log.warning(
-            "the mask %s: %s pixels are missing because they are transparent, and %s because they are dark",
-            printable(str(path)),
-            f"{(~is_opaque_HW).sum():,}",
-            f"{dark:,}",
-        )
-    return is_opaque_HW & is_light_HW
+    return is_opaque_HW & is_light_HW, int((is_opaque_HW & ~is_light_HW).sum()), int((~is_opaque_HW).sum())
 
 
 def _files(paths: list[Path]) -> list[tuple[Path, bool]]:
@@ -143,8 +146,8 @@ def _load_array(path: Path) -> np.ndarray:
         raise DamagedImageError(f"no .npy array of numbers ({error})") from None
 
 
-def _read_image(content: bytes, image_size: int) -> np.ndarray:
-    """(image_size, image_size, 3) float32, NaN where nothing is known."""
+def decode_incomplete(content: bytes, image_size: int) -> np.ndarray:
+    """An image file as (image_size, image_size, 3) float32, NaN where nothing is known; DamagedImageError."""
     image_HWC, alpha_HW = decode_with_alpha(content)
     if (alpha_HW == 255).all():
         return resize(image_HWC, image_size).astype(np.float32) / 255

@@ -1,0 +1,1 @@
+"""Trained models over HTTP: what is asked is read within limits, gathered into batches, and answered as images."""
