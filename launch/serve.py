@@ -1,7 +1,7 @@
 """Serve trained models over HTTP: in-paint, generate, encode and interpolate, many requests in one batch.
 
-POST /v1/inpaint {"image": "<base64>", "mask": "<base64>", "draws": 4, "seed": 0} answers {"images": ["<base64 PNG>", …]};
-/docs describes the rest. docs/serving.md has examples.
+POST /v1/inpaint {"image": "<base64>", "mask": "<base64>", "draws": 4} answers {"images": ["<base64 PNG>", ...]}; /docs
+of the service describes the rest, docs/serving.md has examples.
 """
 
 import argparse
@@ -23,8 +23,8 @@ examples:
   python launch/serve.py --model runs/digits_8x8-biglearn_u
   python launch/serve.py --model digits=runs/digits_8x8-biglearn_u --model faces=faces-export --port 8080
 
-A token that requests must carry (Authorization: Bearer ...) is the first line of --token-file. Ctrl-C and SIGTERM end the
-service when what has come is answered.
+A token that requests must carry (Authorization: Bearer ...) is the first line of --token-file. Ctrl-C and SIGTERM end
+the service when what has come is answered.
 """
 _CONNECTIONS = 256
 
@@ -128,6 +128,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(_CONNECTIONS)  # who asks from now on waits, and is answered
     except (OSError, UnicodeError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or "no address"

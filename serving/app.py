@@ -110,9 +110,12 @@ class Service:
         app.post(f"/v1/{name}", summary=first_line, openapi_extra=described)(route)
 
     async def _answer(self, question: Question) -> dict[str, Any]:
-        name = question.model or next(iter(self._models))
-        if name not in self._models or (question.model is None and len(self._models) > 1):
-            raise RefusedError(422, f"model: {printable(name)} is none of {', '.join(self._models)}")
+        names = ", ".join(self._models)
+        if question.model is None and len(self._models) > 1:
+            raise RefusedError(422, f"model: give one of {names}")
+        name = question.model or names
+        if name not in self._models:
+            raise RefusedError(422, f"model: {printable(name)} is none of {names}")
         notes: list[str] = []
         batcher = self._batchers[name]
         try:

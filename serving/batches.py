@@ -49,6 +49,11 @@ class Batcher:
         with self._changed:
             return self._count()
 
+    def require_room(self) -> None:
+        """FullError when no image more may wait."""
+        if self.waiting_images >= self._most_waiting:
+            raise FullError
+
     def submit(self, job: Job) -> "Future[torch.Tensor]":
         """Its result, when it is there. Raises FullError."""
         future: Future[torch.Tensor] = Future()

@@ -32,7 +32,7 @@ class Limits:
     body_s: seconds that a request may take to arrive.
     """
 
-    most_bytes: int = 2**24
+    most_bytes: int = 2**23
     most_pixels: int = 2**24
     most_images: int = 64
     body_s: float = 30.0
@@ -77,7 +77,7 @@ class Inpaint(Question):
     """Several completions of an image of which a part is missing, by alpha 0 or by the mask."""
 
     image: Picture
-    mask: Picture = Field(None, description="black where nothing is known, an image of the same shape")
+    mask: Picture | None = Field(None, description="black where nothing is known, an image of the same shape")
     draws: int = Field(1, ge=1, description="completions")
     seed: _SEED = 0
     observed: Literal["all", "any"] = Field("all", description="which of the partly known patches count as known")
@@ -105,7 +105,7 @@ class Encode(Question):
     """p(z | x_S): mean and log variance of the code of an image, of which a part may be missing."""
 
     image: Picture
-    mask: Picture = Field(None, description="black where nothing is known, an image of the same shape")
+    mask: Picture | None = Field(None, description="black where nothing is known, an image of the same shape")
 
     def job(self, vae: BigLearnVAE, limits: Limits, notes: list[str]) -> Job:
         return Job(jobs.encode, 1, (_read(self.image, self.mask, vae, limits, notes),))
@@ -190,8 +190,10 @@ def _size_of(name: str, content: bytes, limits: Limits) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 width, height = image.size
+    except Image.DecompressionBombError:
+        width, height = limits.most_pixels + 1, 1
     except Exception:  # PIL's errors on damaged files are many
         raise RefusedError(422, f"{name}: no {' or '.join(_FORMATS)} file") from None
     if width * height > limits.most_pixels:
-        raise RefusedError(413, f"{name}: {width}x{height} pixels are more than {limits.most_pixels:,}")
+        raise RefusedError(413, f"{name}: it has more than {limits.most_pixels:,} pixels")
     return width, height

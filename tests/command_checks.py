@@ -367,6 +367,7 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "launch/replay.py": check_replay,
     "launch/reproduce.py": check_reproduction,
     "launch/sample.py": run_it,
+    "launch/serve.py": parsed,
     "launch/slurm/cancel.py": parsed,
     "launch/slurm/status.py": parsed,
     "launch/slurm/submit.py": run_dry,

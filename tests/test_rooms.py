@@ -24,7 +24,7 @@ FLOORS = (
     ("trainer.engines", "trainer.metrics"),
     ("trainer.checkpoints",),
     ("trainer",),
-    ("evaluation",),
+    ("evaluation", "serving"),
     ("reproduction",),
     ("launch.commands",),
     ("launch", "launch.slurm", "launch.monitoring"),
