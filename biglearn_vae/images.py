@@ -20,6 +20,8 @@ from data.storage.cache import BlockCache
 from data.tars.manifest import TarIndex, index_command, read_manifest
 from model.patch_autoencoder.codec import CODEC, PatchCodec, read_codec, weights_sha256
 
+CACHE = ("cache", "cache_bytes")  # keys of data that say what is kept of what lies elsewhere
+
 
 def open_codec(data: DataConfig) -> PatchCodec | None:
     """What makes codes of pixels, as it lies beside the latent shards; None where the tokens are pixels.
@@ -58,6 +60,7 @@ def encoded_images(data: DataConfig) -> tuple[str, ...]:
     if data.source == TARS:
         named |= {"--image-size": str(data.image_size), "--index": data.index}
         named |= {"--test-shards": data.test_shards, "--label": data.label_field}
+    named |= {f"--{key.replace('_', '-')}": str(getattr(data, key)) for key in CACHE if key in data.model_fields_set}
     return tuple(text for option, value in named.items() if value for text in (option, value))
 
 

@@ -16,8 +16,8 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 from data.errors import UserError
-from data.read.index import encode_command, load_index, read_index
-from data.storage.addresses import TARS, names_tars, require_addresses
+from data.read.index import encode_command, load_index, read_index, require_folder_path
+from data.storage.addresses import TARS, names_tars
 
 if TYPE_CHECKING:
     from data.read.config import DataConfig
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     add("--test-shards", metavar="SHARDS", help="of tar files: those to test with; default: as launch/prepare.py index")
     add("--label", metavar="FIELD", help="of tar files: field of their JSON that is the label; default: cls, or 0")
     add("--index", metavar="DIR", help="of tar files: of launch/prepare.py index; default: as there")
+    add("--cache", metavar="DIR", help="of what lies elsewhere, as data.cache; default: below ~/.cache")
+    add("--cache-bytes", type=int, metavar="N", help="as data.cache_bytes; 0 keeps nothing; default: 32 GiB")
     add("--patch-autoencoder", required=True, metavar="RUN", help="a run of stage 1, or one of its checkpoints")
     add("--out", metavar="DIR", help="folder or address; default: the name of --images, or their index, and _latents")
     add("--statistics-only", action="store_true", help="no shards: all that data.encode=on_the_fly needs")
@@ -93,20 +95,24 @@ def main(arguments: list[str]) -> int:
 def _images(options: argparse.Namespace) -> "DataConfig":
     """What is to be encoded. UserError where options do not belong together."""
     from data.read.config import DataConfig  # slow to import, as above
+    from data.values import checked
 
     of_tars = {"image_size": options.image_size, "index": options.index}
     of_tars |= {"test_shards": options.test_shards, "label_field": options.label}
+    cache = {"cache": options.cache, "cache_bytes": options.cache_bytes}
+    named = {"shards": options.images, "patch_size": 1}  # the tokens are what is made
+    named |= {key: value for key, value in (of_tars | cache).items() if value is not None}
     if names_tars(options.images):
         if not options.image_size:
             raise UserError("tar files hold images of any size: give --image-size, as data.image_size of the training")
-        for each in filter(None, (options.images, options.test_shards)):
-            require_addresses(each)
-        return DataConfig(source=TARS, shards=options.images, patch_size=1, **of_tars)
-    if any(of_tars.values()):
+        return checked({"source": TARS, **named}, DataConfig, "the options")
+    require_folder_path(options.images)
+    if any(value is not None for value in of_tars.values()):
         raise UserError(f"{options.images} is a folder of shards: --image-size, --index, ... belong to tar files")
     index = read_index(options.images)
-    size = {"image_size": index.image_shape[0], "patch_size": 1}  # the tokens are what is made
-    return DataConfig(source=index.source, shards=options.images.rstrip("/"), **size)
+    if index.codes:
+        raise UserError(f"{options.images} holds codes already: give the folder of the images with --images")
+    return checked({"source": index.source, "image_size": index.image_shape[0], **named}, DataConfig, "the options")
 
 
 if __name__ == "__main__":

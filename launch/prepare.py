@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-from pathlib import Path
 
 try:
     from launch.commands.cli import Parser, run, whole_number
@@ -98,12 +97,14 @@ def _share(text: str) -> tuple[int, int]:
 def _index(options: argparse.Namespace) -> int:
     from data.read.config import DataConfig  # slow to import, as above
     from data.tars.indexing import index_tars
+    from data.values import checked
 
     shards = "::".join(options.shards)
     for each in filter(None, (shards, options.test_shards)):
         require_addresses(each)
     asked = {"test_shards": options.test_shards, "label_field": options.label}
-    data = DataConfig(source=TARS, shards=shards, index=options.out, **asked)
+    named = {"source": TARS, "shards": shards, "index": options.out, **asked}
+    data = checked({key: value for key, value in named.items() if value is not None}, DataConfig, "the options")
     index_tars(
         shards,
         data.index_folder,
@@ -168,7 +169,7 @@ def _codec_faults(folder: str) -> list[str]:
         return []
     from model.patch_autoencoder.codec import CODEC, read_codec  # slow to import: only where it is needed
 
-    path = Path(folder) / CODEC
+    path = f"{folder}/{CODEC}"
     try:
         codec = read_codec(path)
     except OSError as error:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,17 @@ from tqdm import tqdm
 
 from biglearn_vae.images import open_stream
 from data.errors import UserError, printable
-from data.prepare.shard_files import Portion, claim, locked, names_of, read_sidecar, refuse_other, remove, write_shard
+from data.prepare.shard_files import (
+    REQUESTS,
+    Portion,
+    claim,
+    locked,
+    names_of,
+    read_sidecar,
+    refuse_other,
+    remove,
+    write_shard,
+)
 from data.read.config import DataConfig
 from data.read.index import (
     INDEX_NAME,
@@ -29,6 +40,7 @@ from data.read.index import (
     require_folder_path,
 )
 from data.read.stream import ImageIndex, Stream, prefetch
+from data.storage.addresses import TARS
 from data.storage.storage import Storage, is_local, is_there, storage_of
 from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
@@ -156,9 +168,10 @@ def encode_images(
 
 
 def _is_same(out: Path | str, images: str) -> bool:
+    here, there = (storage_of(root).root for root in (out, images))
     if is_local(out) and is_local(images):
-        return Path(out).resolve() == Path(images).resolve()
-    return str(out).rstrip("/") == images.rstrip("/")
+        return Path(here).resolve() == Path(there).resolve()
+    return str(here).rstrip("/").lower() == str(there).rstrip("/").lower()
 
 
 def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder) -> Recipe:
@@ -169,9 +182,10 @@ def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder) -> Re
         raise UserError(f"{images} holds codes already: give the folder of the images with --images")
     if height != width or height % side:
         larger = max(side, round(height / side) * side)
+        remedy = "give" if index.source == TARS else "prepare them with"
         raise UserError(
-            f"{images} has images of {height}x{width} pixels, which do not divide into patches of {side}: prepare them"
-            f" with --image-size {larger}"
+            f"{images} has images of {height}x{width} pixels, which do not divide into patches of {side}: {remedy}"
+            f" --image-size {larger}"
         )
     codes = Codes(
         patch_autoencoder_sha256=weights_sha256(autoencoder),
@@ -197,7 +211,7 @@ def _alone_in(out: Storage) -> Iterator[None]:
 
 def _claim(out: Storage, wanted: set[str]) -> set[str]:
     """What may be removed and replaced."""
-    return claim(out, wanted, owned={CODEC} if is_codec_file(out.root) else set())
+    return claim(out, wanted, codes=True, owned={CODEC} if is_codec_file(out.root) else set())
 
 
 def _refuse_other(out: Path | str, recipe: Recipe, images: str, command: Callable[..., str]) -> None:
@@ -213,8 +227,10 @@ def _has_codec(out: Path | str, recipe: Recipe, images: str) -> bool:
     """Whether the codec is that of the recipe, with the statistics of these images."""
     try:
         codec = read_codec(f"{out}/{CODEC}")
-    except (OSError, UserError):
+    except (FileNotFoundError, UserError):
         return False
+    except OSError as error:
+        raise UserError(f"{out}/{CODEC} cannot be read ({error.strerror})") from None
     return (codec.patch_autoencoder, codec.images) == (recipe.codes.patch_autoencoder_sha256, images)
 
 
@@ -227,7 +243,9 @@ def _jobs(index: ImageIndex, recipe: Recipe, only: str | None) -> Iterator[_Job]
 
 
 def _finished(folder: Storage, jobs: list[_Job], recipe: Recipe) -> dict[str, _Done]:
-    found = {job.name: read_sidecar(folder, job.name, recipe, job.count) for job in jobs}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        sidecars = pool.map(lambda job: read_sidecar(folder, job.name, recipe, job.count), jobs)
+        found = dict(zip((job.name for job in jobs), sidecars, strict=True))
     values = recipe.codes.code_dim, recipe.codes.patches
     return {
         job.name: _Done(side.moments, side.shard, side.shard.replaced)

@@ -8,7 +8,9 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 # What prepare and encode write first into their index, whatever their version.
 _INDEX_HEAD = re.compile(rb'\s*{\s*"version": ?\d+,\s*"source": ?"')
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\.tar")
+REQUESTS = 16  # of small files, at once
 _ASIDE = re.compile(r"(.+)\.\d+\.tmp")
 
 Portion = tuple[str, np.ndarray, np.ndarray]  # a record: its key, the images or their codes, their labels (N,)
@@ -113,8 +116,7 @@ def holds(folder: Storage, name: str, shard: Shard) -> bool:
 
 def _content_or_none(folder: Storage, name: str) -> bytes | None:
     try:
-        with folder.open(name) as file:
-            return file.read()
+        return bytes(folder.fetch(name, 0, None).content)
     except (FileNotFoundError, IsADirectoryError):
         return None
 
@@ -127,14 +129,15 @@ def _sidecar_or_none(folder: Storage, name: str) -> Sidecar | None:
         return None
 
 
-def claim(folder: Storage, wanted: set[str], owned: set[str] = frozenset()) -> set[str]:
+def claim(folder: Storage, wanted: set[str], *, codes: bool, owned: set[str] = frozenset()) -> set[str]:
     """The files of a folder that are ours: the only ones that may be removed or replaced. Call under its lock.
 
     Ours is what an index or a sidecar of ours names, and what the caller knows as `owned`. wanted: names that are to
-    be written. Raises UserError where one of them is there and not ours, or where shards of others lie and no index of
-    ours. What killed runs left aside of our files is removed.
+    be written. codes: whether shards of codes are, or of images. Raises UserError where one of them is there and not
+    ours, where shards of others lie and no index of ours, and where ours are of the other kind: nobody who encodes
+    images means to lose them. What killed runs left aside of our files is removed.
     """
-    ours = owned | _named(folder)
+    ours = owned | _named(folder, codes)
     there = names_in(folder)
     theirs = (wanted & there) - ours
     if INDEX_NAME not in ours:
@@ -151,22 +154,30 @@ def claim(folder: Storage, wanted: set[str], owned: set[str] = frozenset()) -> s
     return ours & there
 
 
-def _named(folder: Storage) -> set[str]:
+def _named(folder: Storage, codes: bool) -> set[str]:
     """The index, if it is ours, and the names in it and in the valid sidecars.
 
-    Those in an index that is damaged otherwise, or of another version, count.
+    Those in an index that is damaged otherwise, or of another version, count. codes: of which kind they must be.
     """
     names: set[str] = set()
-    for name in names_in(folder):
-        sidecar = _sidecar_or_none(folder, name) if name.endswith(".tar.json") else None
+    kinds: set[bool] = set()
+    sidecars = [name for name in names_in(folder) if name.endswith(".tar.json")]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = pool.map(partial(_sidecar_or_none, folder), sidecars)
+    for name, sidecar in zip(sidecars, found, strict=True):
         if sidecar and sidecar_name(sidecar.shard.name) == name:
             names |= names_of(sidecar.shard.name)
+            kinds.add(bool(sidecar.codes))
     content = _content_or_none(folder, INDEX_NAME)
     if content and _INDEX_HEAD.match(content):
         names.add(INDEX_NAME)
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # whatever is in it
-            shards = [shard["name"] for shards in json.loads(content)["splits"].values() for shard in shards]
+            index = json.loads(content)
+            kinds.add(bool(index.get("codes")))
+            shards = [shard["name"] for shards in index["splits"].values() for shard in shards]
             names = names.union(*(names_of(name) for name in shards if _SHARD_NAME.fullmatch(name)))
+    if kinds - {codes}:
+        raise UserError(f"{folder.root} holds {'images' if codes else 'codes'}: choose another --out")
     return names
 
 

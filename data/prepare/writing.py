@@ -151,7 +151,7 @@ def _complete(
     wanted = {INDEX_NAME}.union(*(names_of(job.name) for job in jobs))
     present, ours = None, None
     if overwrite:
-        ours = claim(folder, wanted)
+        ours = claim(folder, wanted, codes=False)
         remove(folder, ours)
     elif is_there(out, INDEX_NAME):
         present = read_index(out, partial(prepare_command, recipe.source, out))
@@ -163,7 +163,7 @@ def _complete(
     if present and present.shards == [*finished.values()]:
         return present, kept
 
-    ours = claim(folder, wanted) if ours is None else ours
+    ours = claim(folder, wanted, codes=False) if ours is None else ours
     there = sum(shard.images for shard in finished.values())
     shown = None if progress and todo else True  # None: on a terminal
     total = sum(len(job.samples.labels_N) for job in jobs)

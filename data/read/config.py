@@ -53,7 +53,7 @@ class DataConfig(Section):
     # Where codes come from: latent shards, encoded ahead, or from the images each time they are read.
     encode: Literal["ahead", "on_the_fly"] = "ahead"
     # Folder of the latent shards and of codec.safetensors, which encoding on the fly needs as well.
-    latents: str = Field(default_factory=lambda values: f"{_index_folder(**values)}_latents")
+    latents: str = Field(default_factory=lambda values: f"{_index_folder(**values).rstrip('/')}_latents")
     # The run of stage 1. Where it is there, the latents must be codes of its PatchAE; null takes those of any.
     patch_autoencoder: str | None = None
 

@@ -284,16 +284,12 @@ def require_folder_path(folder: Path | str, *, kind: Literal["any", "local", "wr
     """
     shown, path = printable(str(folder)), Path(folder)
     scheme = scheme_of(folder)
-    if kind == "writable" and scheme in ("http", "https"):
+    if kind == "writable" and scheme not in (None, "file", "s3", "gs"):
         raise UserError(f"nothing can be written to {shown}: give a folder, or an address of s3:// or gs://")
     if kind != "local" and scheme in STORAGES:
         return
     if scheme:
-        what = {
-            "any": "shards are read from a folder",
-            "local": "this works in folders of the machine",
-            "writable": "shards are written to a folder",
-        }[kind]
+        what = "shards are read from a folder" if kind == "any" else "this works in folders of the machine"
         raise UserError(f"{what}; {shown} is none: copy what it holds to a disk, or mount it, and give the path")
     is_archive = ARCHIVE.search(path.name)
     if os.path.isdir(path) or not (is_archive or os.path.isfile(path)):

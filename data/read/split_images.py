@@ -109,11 +109,11 @@ class SplitImages(SoundImages):
         )
 
     def expect(self, index_B: np.ndarray) -> None:
-        if self._blocks:  # a disk answers at once
+        if self._blocks is not None:  # a disk answers at once
             self._blocks.expect({self._block_of(index) for index in index_B.tolist()})
 
     def close(self) -> None:
-        if self._blocks:
+        if self._blocks is not None:
             self._blocks.close()
         self._close()
 
@@ -135,7 +135,7 @@ class SplitImages(SoundImages):
 
     def _read_into(self, content: memoryview, index: int, place: _Place) -> int:
         """How many bytes of the image there were."""
-        if not self._blocks:
+        if self._blocks is None:
             return place.file.read_into(content, place.offset + (index - place.first) * len(content))
         number, start, stop = self._block_of(index)
         block = self._blocks.take((number, start, stop), times=stop - start)

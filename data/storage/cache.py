@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data.errors import UserError
@@ -45,9 +45,9 @@ class BlockCache:
             self._keep(path, content)
         return content[start:stop]
 
-    def has(self, key: str) -> bool:
-        """Whether it is kept now."""
-        return bool(self._most_bytes) and self._path(key).exists()
+    def kept(self, key: str, start: int = 0, stop: int | None = None) -> memoryview | None:
+        """The bytes start .. stop - 1 of what is kept under a key; None where it is not, or no more."""
+        return _read(self._path(key), start, stop) if self._most_bytes else None
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()
@@ -98,8 +98,9 @@ class BlockCache:
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """One thread of one process of the node at a time fetches what has this name, or one of a few others."""
-        with (self._folder / "locks" / str(int(name[:8], 16) % _LOCKS)).open("a") as file:
-            with suppress(OSError):  # a file system without locks: it may be fetched twice
+        with ExitStack() as stack:
+            with suppress(OSError):  # no locks, or somebody has removed the folder: it may be fetched twice
+                file = stack.enter_context((self._folder / "locks" / str(int(name[:8], 16) % _LOCKS)).open("a"))
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -77,7 +77,10 @@ class ObjectFolder:
             raise FileNotFoundError(errno.ENOENT, "nothing lies there", self.root)
         return [each["path"].rpartition("/")[2] for each in found]
 
-    def write(self, name: str, content: bytes | Path) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        self._put(name, content)
+
+    def _put(self, name: str, content: bytes | Path) -> None:
         try:
             obstore.put(self._store, name, content)
         except Exception as error:
@@ -87,8 +90,13 @@ class ObjectFolder:
     def writing(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
-            yield path
-            self.write(name, path)
+            try:
+                yield path
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    error.strerror = f"no space left in {tempfile.gettempdir()}, where it is filled, or as TMPDIR says"
+                raise
+            self._put(name, path)
 
     def remove(self, name: str) -> None:
         try:
@@ -155,6 +163,12 @@ class _RawObject(io.RawIOBase):
         count = self.read_at(memoryview(content).cast("B"), self._place)
         self._place += count
         return count
+
+    def readall(self) -> bytes:
+        """In one request, not by the buffer."""
+        content = bytes(self._folder.fetch(self._name, self._place, self._size).content) if self._size else b""
+        self._place += len(content)
+        return content
 
     def read_at(self, content: memoryview, offset: int) -> int:
         stop = min(offset + len(content), self._size)

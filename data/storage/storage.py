@@ -190,12 +190,13 @@ def out_of_reach(address: str, why: str) -> UserError:
 
 
 def is_there(root: Path | str, name: str | None = None) -> bool:
-    """Whether anything lies at this address, or a file of this name."""
+    """Whether anything lies at this address, or a file of this name. UserError where a server does not say."""
     try:
         storage = storage_of(root)
         storage.open(name).close() if name else storage.names()
     except FileNotFoundError:
         return False
-    except OSError:  # a file where a folder is meant, or one that may not be looked into
-        return True
+    except OSError as error:  # here: a file where a folder is meant, or one that may not be looked into
+        if not is_local(root):
+            raise UserError(f"{printable(str(root))} cannot be read ({error.strerror})") from None
     return True

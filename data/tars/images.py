@@ -20,9 +20,9 @@ from data.tars.sidecar import Rows, SidecarReader
 _GAP_BYTES = 2**16  # between two images, that are fetched with them rather than skipped by another request
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """Bytes of a file that are fetched at once. held: themselves, where no disk of this machine has them."""
+    """Bytes of a file that are fetched at once. held: themselves, where no disk of this machine keeps them."""
 
     tar: Tar
     start: int
@@ -65,7 +65,7 @@ class TarImages(SoundImages):
         count, first = self._first_damaged()
         return UserError(
             f"damaged images in split {self._split}: {count}, more than data.max_damaged={limit} (first: {first}):"
-            f" {self._index.remedy('')}, or raise data.max_damaged"
+            f" {self._index.remedy(self._index.manifest.shards)}, or raise data.max_damaged"
         )
 
     def _none_sound(self) -> UserError:
@@ -130,29 +130,39 @@ class TarImages(SoundImages):
             except OSError as error:
                 raise out_of_reach(tar.address, error.strerror) from None
             return _Run(tar, start, stop, None)
-        content = self._kept(tar, start, stop, start, stop)
-        return _Run(tar, start, stop, None if self._cache.has(self._key(tar, start, stop)) else content)
+        run = _Run(tar, start, stop, None)
+        if self._kept(run, start, start) is None:
+            content = self._bring(run)
+            if self._kept(run, start, start) is None:
+                run.held = content
+        return run
 
     def _content(self, run: _Run, start: int, stop: int) -> memoryview:
         """The bytes of an image, which lie in a run that was fetched."""
-        if run.held:
-            return run.held[start - run.start : stop - run.start]
         if is_local(run.tar.address):
             return self._ask(run.tar, start, stop)
-        return self._kept(run.tar, run.start, run.stop, start, stop)
+        if run.held is None:
+            if (kept := self._kept(run, start, stop)) is not None:
+                return kept
+            run.held = self._bring(run)  # it has gone from the disk since, and would go again
+        return run.held[start - run.start : stop - run.start]
 
-    def _kept(self, tar: Tar, run_start: int, run_stop: int, start: int, stop: int) -> memoryview:
-        """Some bytes of a run: from the disk of this node if it is there, or else from where the file lies."""
-        key = self._key(tar, run_start, run_stop)
-        if tar.gives_parts:
-            ask = partial(self._ask, tar, run_start, run_stop)
-            return self._cache.get(key, ask, start - run_start, stop - run_start)
-        return self._cache.get(key, partial(self._ask, tar, 0, None), start, stop)
+    def _bring(self, run: _Run) -> memoryview:
+        """The bytes of a run; they are on the disk of this node then, if it keeps them."""
+        if run.tar.gives_parts:
+            return self._cache.get(self._key(run), partial(self._ask, run.tar, run.start, run.stop))
+        content = self._cache.get(self._key(run), partial(self._ask, run.tar, 0, None), run.start, run.stop)
+        return memoryview(bytes(content))  # not the whole of a file
 
-    def _key(self, tar: Tar, start: int, stop: int) -> str:
+    def _kept(self, run: _Run, start: int, stop: int) -> memoryview | None:
+        """Some bytes of a run from the disk of this node, if they are there."""
+        first = run.start if run.tar.gives_parts else 0
+        return self._cache.kept(self._key(run), start - first, stop - first)
+
+    def _key(self, run: _Run) -> str:
         """Of what is fetched at once, in the cache."""
-        whole = f"{tar.address} {tar.bytes} {tar.tag}"
-        return f"{whole} {start} {stop}" if tar.gives_parts else whole
+        whole = f"{run.tar.address} {run.tar.bytes} {run.tar.tag}"
+        return f"{whole} {run.start} {run.stop}" if run.tar.gives_parts else whole
 
     def _ask(self, tar: Tar, start: int, stop: int | None) -> memoryview:
         """The answer, which must be of the file that was indexed."""

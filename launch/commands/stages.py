@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from biglearn_vae.checkpoint import newest_whole
-from biglearn_vae.images import encoded_images, open_codec, open_index
+from biglearn_vae.images import CACHE, encoded_images, open_codec, open_index
 from data.errors import UserError
 from data.read.config import DataConfig
-from data.read.index import INDEX_NAME
+from data.read.index import INDEX_NAME, require_folder_path
 from data.sources import SOURCES
 from data.storage.addresses import TARS
 from data.storage.storage import is_there
@@ -18,7 +18,8 @@ from trainer.resume import identity, whole_identity
 from trainer.run_directory import RunDirectory
 
 LAUNCH = Path(__file__).resolve().parents[1]
-_SHARED = ("source", "shards", "test_shards", "label_field", "index", "cache")  # keys of data, alike in both stages
+_SHARED = ("source", "shards")  # keys of data that are alike in both stages; with those of tar files
+_OF_TARS = ("test_shards", "label_field", "index")
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,20 @@ class Stages:
                 f"{path} has one stage alone: name the configuration of its PatchAE as stage_1, and set"
                 " data.code_dim; or train it with launch/train.py"
             )
-        instead = {"run_dir": "data.patch_autoencoder"} | {f"data.{key}": f"data.{key}" for key in _SHARED}
+        instead = {"run_dir": "data.patch_autoencoder"} | {
+            f"data.{key}": f"data.{key}" for key in (*_SHARED, *_OF_TARS, *CACHE)
+        }
         for key in {text.partition("=")[0] for text in of_stage_1} & instead.keys():
             raise UserError(f"stage_1.{key} is shared by both stages: set {instead[key]}=...")
         of_stage_1.append(f"run_dir={data.patch_autoencoder}")
-        of_stage_1 += [f"data.{key}={value}" for key in _SHARED if (value := getattr(data, key)) is not None]
+        alike = [*_SHARED, *(_OF_TARS if data.source == TARS else ())]
+        alike += [key for key in CACHE if key in data.model_fields_set]
+        values = {key: getattr(data, key) for key in alike}
+        of_stage_1 += [f"data.{key}={'null' if value is None else value}" for key, value in values.items()]
         stage_1 = load_config(stage_2.stage_1, of_stage_1)
         if stage_1.method != "patch_ae":
             raise UserError(f"stage_1 of {path} is a {stage_1.method}, no patch_ae: name configs/celeba_patchae.yaml")
+        require_folder_path(data.latents, kind="writable")  # at once, not after the hours of stage 1
         if Path(data.latents).resolve() == Path(data.shards).resolve():
             raise UserError(f"data.latents and data.shards are both {data.shards}: set data.latents to another folder")
         if stage_1.data.image_size != data.image_size:

@@ -173,7 +173,7 @@ def test_more_damaged_images_than_accepted_are_one_line(run, pictures, tmp_path)
         (("celeba",), ("list_eval_partition.txt", "https://mmlab", "--source DIR")),
         (("folder",), ("--source DIR",)),
         (("folder", "--source", "s3://bucket/pictures"), ("folders of the machine", "s3://bucket/pictures")),
-        (("digits", "--out", "pipe:rm -r x"), ("folders of the machine", "pipe:rm -r x")),
+        (("digits", "--out", "pipe:rm -r x"), ("nothing can be written to", "pipe:rm -r x")),
         (("folder", "--source", "pics.tar"), ("pics.tar is an archive, not a folder", "unpack")),
         (("digits", "--out", "README.md"), ("README.md is a file, not a folder",)),
     ],

@@ -127,6 +127,28 @@ def test_codes_of_tar_files_are_written_to_s3(autoencoder, world, tmp_path, monk
     torch.testing.assert_close(ahead.x_BLD, at_once.x_BLD, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_images_are_never_lost_to_their_codes(digits_shards, autoencoder, world, tmp_path, overwrite):
+    """However their folder is written, and whatever of them is left."""
+    images = shutil.copytree(digits_shards, tmp_path / "images")
+    before = {path.name: path.read_bytes() for path in images.iterdir() if path.name != ".lock"}
+    index, moved = images / INDEX_NAME, tmp_path / "index"
+    (tmp_path / "link").symlink_to(images)
+    for out in (f"file://{images}", f"{images}/", tmp_path / "link"):
+        with pytest.raises(UserError, match="holds the images: choose another --out"):
+            encode(images, out, autoencoder, world, overwrite=overwrite)
+    index.rename(moved)  # interrupted: the sidecars alone say what they are of
+    with pytest.raises(UserError, match="holds images: choose another --out"):
+        encode(digits_shards, images, autoencoder, world, overwrite=overwrite)
+    moved.rename(index)
+    assert {path.name: path.read_bytes() for path in images.iterdir() if path.name != ".lock"} == before
+
+
+def test_codes_are_never_lost_to_images(latents):
+    with pytest.raises(UserError, match="holds codes: choose another --out"):
+        prepare("digits", latents, overwrite=True, progress=False)
+
+
 def test_webdataset_reads_them(encoded):
     url = str(encoded / "train-{000000..000002}.tar")
     found = [*webdataset.WebDataset(url, shardshuffle=False).decode()]

@@ -7,6 +7,7 @@ from data.prepare import prepare
 from data.prepare.verify import verify
 from data.read.index import INDEX_NAME
 from data.storage.storage import names_in, storage_of
+from launch import prepare as prepare_command
 from tests.servers import s3_of
 
 ROOT = "s3://bucket/written"
@@ -47,6 +48,12 @@ def test_they_are_those_of_the_disk_and_completed_like_them(far, tmp_path, caplo
     write(ROOT, caplog)
     assert "(4 shards were there already)" in caplog.text
     assert content_of(far) == whole
+
+
+def test_the_command_verifies_them_where_they_lie(far, capsys):
+    write(ROOT)
+    assert prepare_command.main(["verify", ROOT]) == 0
+    assert f"{ROOT} is whole: 1,437 train and 360 test images" in capsys.readouterr().out
 
 
 def test_files_of_others_stay(far):

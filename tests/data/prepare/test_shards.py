@@ -437,7 +437,7 @@ def test_what_is_no_folder_is_refused_on_sight(folder):
 
 @pytest.mark.parametrize("folder", ["pipe:cat secret", "hf://b"])
 def test_shards_are_written_to_no_program(folder):
-    with pytest.raises(UserError, match=re.escape(f"shards are written to a folder; {folder} is none")):
+    with pytest.raises(UserError, match=re.escape(f"nothing can be written to {folder}: give a folder, or an address")):
         prepare("digits", folder, progress=False)
 
 

@@ -157,6 +157,45 @@ def test_each_block_is_fetched_once_by_the_ranks_of_a_node(web, tmp_path, ranks)
     assert {stop - start for _, start, stop in web.asked} != set()
 
 
+def test_our_own_shards_are_fetched_in_blocks(digits, tmp_path):
+    index, root = digits
+    with serving(root) as server:
+        whole = load_index(server.address, "digits")
+        cache = BlockCache(tmp_path / "cache", 2**30)
+        stream = Stream(whole, server.address, "train", patch_size=4, seed=None, memory_bytes=0, cache=cache)
+        server.asked.clear()
+        found_BLD = stream.read(torch.arange(256)).x_BLD
+        assert sum(server.asked.values()) <= 256 / 16 + 4  # where records end, blocks do
+        server.faults = [404] * 500
+        with pytest.raises(UserError, match="cannot be read.*--resume auto goes on"):
+            stream.read(torch.arange(256, 300))
+        assert not stream.damaged
+    here = Stream(index, root, "train", patch_size=4, seed=None, memory_bytes=0)
+    assert torch.equal(found_BLD, here.read(torch.arange(256)).x_BLD)
+
+
+@pytest.mark.parametrize("gives_ranges", [True, False])
+def test_what_a_full_disk_lets_go_is_fetched_once_more_at_most(tars, local, tmp_path, monkeypatch, gives_ranges):
+    with serving(tars, gives_ranges) as server:
+        stream = stream_of(open_index(server.address, tmp_path), cache=BlockCache(tmp_path / "cache", 2**30))
+        server.asked.clear()
+        stream.expect(torch.arange(128))
+        for block in stream._source._blocks._held.values():
+            block.result()
+        fetched = sum(server.asked.values())
+        shutil.rmtree(tmp_path / "cache")
+        monkeypatch.setattr(BlockCache, "_keep", lambda *_: None)  # nothing stays from now on
+        assert torch.equal(stream.read(torch.arange(128)).x_BLD, stream_of(local).read(torch.arange(128)).x_BLD)
+        runs = {id(run) for block in stream._source._blocks._held.values() for run, _, _ in block.result().places}
+        assert sum(server.asked.values()) <= 2 * max(fetched, len(runs)) + 16
+
+
+def test_a_whole_file_is_one_request(tars):
+    with serving(tars) as server, storage_of(server.address).open("00000.tar") as file:
+        assert file.read() == (tars / "00000.tar").read_bytes()
+        assert sum(server.asked.values()) == 1
+
+
 def test_a_failing_server_is_asked_again(faulty, local, tmp_path):
     server, root = faulty
     index = open_index(root, tmp_path)
