@@ -5,6 +5,7 @@ of the service describes the rest, docs/serving.md has examples.
 """
 
 import argparse
+import logging
 import signal
 import socket
 import sys
@@ -91,6 +92,7 @@ def main(arguments: list[str]) -> int:
             timeout_graceful_shutdown=60,
             server_header=False,
         )
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # forms that are none are answered, not told
         for number in (signal.SIGINT, signal.SIGTERM):  # which uvicorn raises once more when it has ended
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listener])
@@ -124,7 +126,7 @@ def _token(path: Path) -> str:
 def _listening(host: str, port: int) -> socket.socket:
     """UserError when the port is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay in
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
 from biglearn_vae.capabilities import BigLearnVAE
 from data.errors import UserError, printable
@@ -98,6 +99,8 @@ class Service:
                 content, status = await self._answer(parse(question, values)), 200
             except RefusedError as error:
                 content, status = {"error": str(error)}, error.status
+            except ClientDisconnect:
+                content, status = {"error": "the client has left"}, 499
             self._metrics.seconds.labels(name).observe(time.perf_counter() - began)
             self._metrics.requests.labels(name, status).inc()
             headers = {"Retry-After": str(_RETRY_S)} if status == 429 else {}

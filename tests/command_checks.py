@@ -350,6 +350,7 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "benchmarks/quality.py": check_quality,
     "benchmarks/scaling.py": parsed,
     "benchmarks/scaling_check.py": parsed,
+    "benchmarks/serving.py": parsed,
     "benchmarks/shuffle.py": parsed,
     "benchmarks/stream.py": parsed,
     "benchmarks/tars.py": parsed,
