@@ -306,14 +306,6 @@ def check_throughput(call: Call) -> None:
         require_fit(config, call.ranks)
 
 
-def check_quality(call: Call) -> None:
-    options, quality = parsed(call), call.module
-    for method, mode in itertools.product(options.methods, quality.MODES):
-        require_fit(load_config(quality.CONFIG, quality.settings(options, 0, method, mode)), call.ranks)
-    if options.throughput:
-        assert quality.speed(options.throughput, options.methods[0], "dense")
-
-
 def check_reproduction(call: Call) -> None:
     """The runs of a grid, on what a person has prepared."""
     options = parsed(call)
@@ -347,7 +339,6 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "benchmarks/exporter.py": check_training,
     "benchmarks/gpu.py": parsed,
     "benchmarks/patch_autoencoder.py": check_stage_1("run"),
-    "benchmarks/quality.py": check_quality,
     "benchmarks/scaling.py": parsed,
     "benchmarks/scaling_check.py": parsed,
     "benchmarks/serving.py": parsed,

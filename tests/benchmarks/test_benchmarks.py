@@ -86,27 +86,6 @@ def test_exporter_times_lines_scrapes_and_steps(start, tmp_path, digits_shards):
     assert row["scrape_seconds"] > 0
 
 
-def test_quality_keeps_the_rows_that_it_does_not_show(root, tmp_path, capsys):
-    from benchmarks import quality
-
-    stored = json.loads((root / "benchmarks/results/quality-cpu.json").read_text())
-    rows = [row | {"optimizer": "muon"} for row in stored]  # as the configuration has it
-    out = tmp_path / "quality.json"
-    out.write_text(json.dumps(rows))
-    command = ["--table-only", "--runs", str(tmp_path), "--out", str(out), "--methods", "vae"]
-    quality.main(command)
-    assert json.loads(out.read_text()) == rows
-    assert "equal steps, vae | query_only" in capsys.readouterr().out
-
-
-def test_quality_at_equal_time_lies_between_two_evaluations():
-    from benchmarks.quality import between
-
-    lines = [{"images": 0, "elbo": -10.0}, {"images": 100, "elbo": -6.0}, {"images": 200, "elbo": -5.0}]
-    assert between(lines, "elbo", 150) == pytest.approx(-5.5)
-    assert between(lines, "elbo", 100) == -6.0
-
-
 def test_the_measurements_of_a_gpu_run_with_tiny_models_and_go_on_where_they_ended(start, tmp_path):
     command = ("python", "benchmarks/gpu.py", "--smoke", "--out", tmp_path, "--minutes")
     done = start(*command, "30")
