@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -367,6 +368,6 @@ def load_index(root: Path | str, source: str | None = None, command: Callable[..
     index = read_index(root, command or (partial(prepare_command, source, root) if source else None))
     if source not in (None, index.source):
         raise UserError(f"{root} holds {index.source}, not {source}: give the folder of {source} as data.shards")
-    for shard in index.shards:
-        open_shard(root, index, shard).close()
+    with ThreadPoolExecutor(1 if is_local(root) else 16) as pool:
+        list(pool.map(lambda shard: open_shard(root, index, shard).close(), index.shards))
     return index
