@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         fault = self.server.faults.pop(0) if self.server.faults else None
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / urllib.parse.unquote(self.path).lstrip("/")
         if isinstance(fault, int) or not path.is_file():
             self.send_response(fault if isinstance(fault, int) else 404)
             self.send_header("Content-Length", "0")
@@ -71,6 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("Content-Length", str(stop - start))
+        self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
         self.send_header("ETag", f'"{path.stat().st_mtime_ns}-{size}"')
         self.end_headers()
         if not with_body:

@@ -57,15 +57,19 @@ def web(tars, impatient):
         yield server
 
 
-@pytest.fixture(params=["http", "s3"])
+@pytest.fixture(params=["http", "s3", "gs"])
 def faulty(request, tars, tmp_path, impatient, monkeypatch) -> tuple[FileServer, str]:
-    """A server that does what it is told to do wrong, and the address of the tars there; to S3 it answers alike."""
+    """A server that does what it is told to do wrong, and the address of the tars there; S3 and GCS read alike."""
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "bucket").symlink_to(tars)
     with serving(tmp_path / "stores") as server:
         for key, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": server.address}.items():
             monkeypatch.setenv(key, value)
-        yield server, f"{server.address}/bucket" if request.param == "http" else "s3://bucket"
+        account = {"gcs_base_url": server.address, "disable_oauth": True}
+        account |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+        yield server, f"{server.address}/bucket" if request.param == "http" else f"{request.param}://bucket"
 
 
 @pytest.fixture
