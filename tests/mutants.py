@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "model", "biglearn_vae", "trainer", "evaluation", "reproduction", "launch")
+ROOMS = ("data", "model", "biglearn_vae", "trainer", "evaluation", "reproduction", "serving", "launch")
 TIMEOUT_S = 600  # of the tests of one mutation; a hang is seen, too
 _PYTEST = ("-m", "pytest", "-x", "-q", "-rfEp", "-m", "", "-p", "no:cacheprovider")
 
