@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import json
 import os
 import re
@@ -130,10 +131,11 @@ def test_a_killed_run_is_completed_to_the_same_bytes(tmp_path):
         load_index(killed)
     assert _all_ended(process.pid)
 
-    there = {path: path.stat().st_mtime_ns for path in killed.glob("*.tar.json")}
+    shards = (path.with_suffix("") for path in killed.glob("*.tar.json"))  # a sidecar comes before its shard
+    there = {path: path.stat().st_mtime_ns for path in shards if path.exists()}
     request = {"image_size": 64, "record_images": 8, "shard_records": 1, "progress": False}
     index = prepare("digits", killed, **request)
-    assert 5 <= len(there) < len(index.shards)
+    assert 4 <= len(there) < len(index.shards)
     assert {path: path.stat().st_mtime_ns for path in there} == there  # kept, not written again
 
     whole = tmp_path / "whole"
@@ -462,6 +464,7 @@ def test_too_many_open_files_and_no_permission_are_said_as_such(digits, shared_f
     with as_nobody(), pytest.raises(UserError, match=r"train-000000.tar: Permission denied: ask its owner"):
         load_index(root)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()  # what other tests left to be closed
     open_files = len(os.listdir("/proc/self/fd")) - 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 1, hard))
     try:
