@@ -148,7 +148,8 @@ def make_forms(options: argparse.Namespace, index: Index, shards: Path, folder: 
     grey = index.image_shape[2] == 1
     files, tars = folder / "files", folder / "tars"
     write(source, "png" if grey else "jpg", files, tars)
-    load = partial(DataLoader, Files(files, "L" if grey else "RGB", source.label_N), options.batch_size, shuffle=True)
+    _, label_N = source.read(np.arange(source.images))
+    load = partial(DataLoader, Files(files, "L" if grey else "RGB", label_N), options.batch_size, shuffle=True)
     in_process, by_workers = load(), load(num_workers=2, persistent_workers=True)
     forms = {
         BASE: partial(from_stream, memory, options.batch_size, 0),
@@ -254,8 +255,8 @@ def seconds(form: Form, epoch: int) -> float:
 def compare(name: str, form: Form, source: SoundImages) -> None:
     """An epoch must have all images with their labels, each once: compared by the sums of their pixels."""
     rgb = 3 // source.content_shape[2]
-    images_NHWC, _ = source.read(np.arange(source.images))
-    wanted = sorted(zip(source.label_N.tolist(), (rgb * images_NHWC.sum((1, 2, 3))).tolist(), strict=True))
+    images_NHWC, label_N = source.read(np.arange(source.images))
+    wanted = sorted(zip(label_N.tolist(), (rgb * images_NHWC.sum((1, 2, 3))).tolist(), strict=True))
     found = []
     for x_BLD, label_B in form(0):
         sum_B = (255 * x_BLD).round().to(torch.uint8).sum((1, 2))
