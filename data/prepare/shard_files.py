@@ -137,8 +137,8 @@ def claim(folder: Storage, wanted: set[str], *, codes: bool, owned: set[str] = f
     ours, where shards of others lie and no index of ours, and where ours are of the other kind: nobody who encodes
     images means to lose them. What killed runs left aside of our files is removed.
     """
-    ours = owned | _named(folder, codes)
     there = names_in(folder)
+    ours = owned | _named(folder, there, codes)
     theirs = (wanted & there) - ours
     if INDEX_NAME not in ours:
         theirs |= {name for name in there - ours if name.endswith(".tar")}
@@ -154,14 +154,15 @@ def claim(folder: Storage, wanted: set[str], *, codes: bool, owned: set[str] = f
     return ours & there
 
 
-def _named(folder: Storage, codes: bool) -> set[str]:
+def _named(folder: Storage, there: set[str], codes: bool) -> set[str]:
     """The index, if it is ours, and the names in it and in the valid sidecars.
 
-    Those in an index that is damaged otherwise, or of another version, count. codes: of which kind they must be.
+    Those in an index that is damaged otherwise, or of another version, count. there: all files of the folder. codes: of
+    which kind they must be.
     """
     names: set[str] = set()
     kinds: set[bool] = set()
-    sidecars = [name for name in names_in(folder) if name.endswith(".tar.json")]
+    sidecars = [name for name in there if name.endswith(".tar.json")]
     with ThreadPoolExecutor(REQUESTS) as pool:
         found = pool.map(partial(_sidecar_or_none, folder), sidecars)
     for name, sidecar in zip(sidecars, found, strict=True):

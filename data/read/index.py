@@ -51,7 +51,7 @@ class _Model(BaseModel):
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, slots=True)  # of which a large set has a million: a tenth of a model's memory
+@dataclass(frozen=True, slots=True)  # a large set has a million: less than half of a model's memory
 class Member:
     """One .npy file inside a tar: its first byte and its size, in bytes."""
 
@@ -244,7 +244,7 @@ class Index(Recipe):
     @property
     def checksum(self) -> str:
         """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
-        if self.source == TARS:
+        if self.source == TARS:  # codes of tar files, whose checksum stands there and covers shape and order
             return self.source_sha256
         content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
         return hashlib.sha256(repr(content).encode()).hexdigest()
