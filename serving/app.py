@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,21 +23,28 @@ from serving.jobs import Job
 from serving.metrics import Metrics
 from serving.questions import (
     Encode,
+    Fill,
     Generate,
+    Infer,
     Inpaint,
     Interpolate,
     Limits,
     Question,
+    Read,
     RefusedError,
     as_png,
     parse,
 )
+from serving.served import Served, Ways
 
 QUESTIONS: dict[str, type[Question]] = {
     "inpaint": Inpaint,
+    "infer": Infer,
     "generate": Generate,
     "encode": Encode,
     "interpolate": Interpolate,
+    "fill": Fill,
+    "read": Read,
 }
 _FILES, _FIELDS = 2, 8  # of a form
 _RETRY_S = 1
@@ -44,7 +52,10 @@ _DECODED_AT_ONCE = 2  # requests, whose images may take hundreds of megabytes ea
 
 
 class Service:
-    """models: by the names that requests give. token: what requests must carry, if not None."""
+    """models: by the names that requests give. token: what requests must carry, if not None.
+
+    ways: other ways to fill what is missing, by the names of the models, for POST /v1/fill.
+    """
 
     def __init__(
         self,
@@ -55,8 +66,10 @@ class Service:
         wait_s: float = 0.005,
         most_waiting: int = 1024,
         token: str | None = None,
+        ways: Mapping[str, Future[Ways]] | None = None,
     ):
-        self._models, self._limits, self._token = models, limits or Limits(), token
+        self._models = {name: Served(vae, (ways or {}).get(name)) for name, vae in models.items()}
+        self._limits, self._token = limits or Limits(), token
         self._metrics, self._is_ready = Metrics(), False
         self._how = {"most_images": batch_images, "wait_s": wait_s, "most_waiting": most_waiting}
         self._batchers: dict[str, Batcher] = {}
@@ -79,9 +92,9 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        for name, vae in self._models.items():
+        for name, served in self._models.items():
             took = self._metrics.batch_images.labels(name).observe
-            self._batchers[name] = batcher = Batcher(vae, **self._how, took=took)
+            self._batchers[name] = batcher = Batcher(served.vae, **self._how, took=took)
             self._metrics.waiting_images.labels(name).set_function(lambda batcher=batcher: batcher.waiting_images)
         self._is_ready = True
         yield
@@ -103,7 +116,7 @@ class Service:
                 content, status = {"error": "the client has left"}, 499
             self._metrics.seconds.labels(name).observe(time.perf_counter() - began)
             self._metrics.requests.labels(name, status).inc()
-            headers = {"Retry-After": str(_RETRY_S)} if status == 429 else {}
+            headers = {"Retry-After": str(_RETRY_S)} if status in (429, 503) else {}
             return JSONResponse(content, status, headers)
 
         schema = question.model_json_schema()
@@ -160,12 +173,13 @@ class Service:
             raise RefusedError(401, "give the token of this service: Authorization: Bearer ...")
 
     def _list(self) -> dict[str, Any]:
-        def described(vae: BigLearnVAE) -> dict[str, Any]:
-            of, data = vae.description, vae.description.data
+        def described(served: Served) -> dict[str, Any]:
+            of, data = served.vae.description, served.vae.description.data
             size = {"image_size": data.image_size, "patch_size": data.patch_size, "latent_dim": of.model.latent_dim}
-            return {"method": of.method, "source": data.source, "images_seen": of.images, **size}
+            can = {"is_conditional": served.vae.method.is_conditional, "fills": served.ways is not None}
+            return {"method": of.method, "source": data.source, "images_seen": of.images, **size, **can}
 
-        return {"models": {name: described(vae) for name, vae in self._models.items()}}
+        return {"models": {name: described(served) for name, served in self._models.items()}}
 
     def _ready(self) -> JSONResponse:
         return JSONResponse({"status": "ready" if self._is_ready else "ending"}, 200 if self._is_ready else 503)
@@ -202,7 +216,8 @@ def _shown(job: Job, result: torch.Tensor) -> dict[str, Any]:
     if result.dim() == 2:
         mu_Z, logvar_Z = result.tolist()
         return {"mu": mu_Z, "logvar": logvar_Z}
-    return {"images": [as_png(image_HWC) for image_HWC in result]}
+    names = {"names": list(job.names)} if job.names else {}
+    return {"images": [as_png(image_HWC) for image_HWC in result], **names}
 
 
 async def _plain(request: Request, error: HTTPException) -> JSONResponse:

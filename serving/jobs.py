@@ -11,12 +11,16 @@ from biglearn_vae.observation import Observation
 
 @dataclass(frozen=True)
 class Job:
-    """work: what is asked. number: of draws, images or steps. given: one image each, that the work needs."""
+    """work: what is asked. number: of draws, images or steps. given: one image each, that the work needs.
+
+    names: of the images that come back, where they are of several kinds.
+    """
 
     work: "Work"
     number: int = 1
     given: tuple[Observation, ...] = ()
     seed: int = 0
+    names: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -28,15 +32,21 @@ class Job:
         return self.work == other.work and (self.number == other.number or not self.given)
 
 
-# Results of some jobs that go together, in their order: images (N, H, W, 3), or mean and log variance of a code (2, Z).
+# Results of some jobs that go together, in their order: images (N, H, W, 3), with alpha (N, H, W, 4), or mean and log
+# variance of a code (2, Z).
 Work = Callable[[BigLearnVAE, Sequence[Job]], list[torch.Tensor]]
 
 
 def inpaint(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
-    images_KBHWC = vae.inpaint(
-        _joined(jobs, 0), draws=jobs[0].number, seed=[job.seed for job in jobs], first_index=[0] * len(jobs)
-    )
-    return list(images_KBHWC.unbind(1))
+    return list(vae.inpaint(_joined(jobs, 0), **_draws_of(jobs)).unbind(1))
+
+
+def infer(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
+    return list(vae.infer(_joined(jobs, 0), **_draws_of(jobs)).unbind(1))
+
+
+def _draws_of(jobs: Sequence[Job]) -> dict:
+    return {"draws": jobs[0].number, "seed": [job.seed for job in jobs], "first_index": [0] * len(jobs)}
 
 
 def generate(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -53,6 +63,13 @@ def encode(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
 def interpolate(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
     images_KBHWC = vae.interpolate(_joined(jobs, 0), _joined(jobs, 1), jobs[0].number)
     return list(images_KBHWC.unbind(1))
+
+
+def read(vae: BigLearnVAE, jobs: Sequence[Job]) -> list[torch.Tensor]:
+    """What is known of the images, alpha 0 elsewhere."""
+    given = _joined(jobs, 0)
+    images_BHWA = torch.cat([given.images_BHWC, given.seen_BHW[..., None].float()], dim=-1)
+    return list(images_BHWA[:, None])
 
 
 def _joined(jobs: Sequence[Job], place: int) -> Observation:

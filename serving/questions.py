@@ -19,7 +19,8 @@ from data.errors import printable
 from data.sources.images import DamagedImageError
 from data.sources.incomplete import decode_incomplete, decode_mask
 from serving import jobs
-from serving.jobs import Job
+from serving.jobs import Job, Work
+from serving.served import Served
 
 _SEED = Annotated[int, Field(0, ge=0, lt=2**63, description="of all draws")]
 _FORMATS = ("PNG", "JPEG")
@@ -73,21 +74,51 @@ class Question(BaseModel):
     model: str | None = None
 
 
-class Inpaint(Question):
-    """Several completions of an image of which a part is missing, by alpha 0 or by the mask."""
+class Incomplete(Question):
+    """An image of which a part may be missing, by alpha 0 or by the mask."""
 
     image: Picture
     mask: Picture | None = Field(None, description="black where nothing is known, an image of the same shape")
-    draws: int = Field(1, ge=1, description="completions")
-    seed: _SEED = 0
     observed: Literal["all", "any"] = Field("all", description="which of the partly known patches count as known")
 
-    def job(self, vae: BigLearnVAE, limits: Limits, notes: list[str]) -> Job:
+    def known(self, served: Served, limits: Limits, notes: list[str]) -> Observation:
+        return _read(self.image, self.mask, served.vae, limits, notes, self.observed)
+
+
+class Inpaint(Incomplete):
+    """Several completions of an image of which a part is missing, by alpha 0 or by the mask."""
+
+    draws: int = Field(1, ge=1, description="completions")
+    seed: _SEED = 0
+
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
+        return self._drawn(jobs.inpaint, served, limits, notes)
+
+    def _drawn(self, work: Work, served: Served, limits: Limits, notes: list[str]) -> Job:
         _require_few("draws", self.draws, limits)
-        given = _read(self.image, self.mask, vae, limits, notes, self.observed)
+        given = self.known(served, limits, notes)
         if given.observed_BL.all():
-            notes.append("nothing of the image is missing, so that all comes back as it was")
-        return Job(jobs.inpaint, self.draws, (given,), self.seed)
+            notes.append("nothing of the image is missing")
+        return Job(work, self.draws, (given,), self.seed)
+
+
+class Infer(Inpaint):
+    """From what is known of an image to its code z, and from z alone to whole images, for each draw of z."""
+
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
+        return self._drawn(jobs.infer, served, limits, notes)
+
+
+class Fill(Incomplete):
+    """What is missing, filled by each way there is, the closed-form Gaussian and the mean image among them."""
+
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
+        if served.ways is None:
+            raise RefusedError(422, "this model is served without other ways to fill")
+        if not served.ways.done():
+            raise RefusedError(503, "the other ways to fill are being learned: ask again")
+        names = tuple(served.ways.result())
+        return Job(served.fill, len(names), (self.known(served, limits, notes),), names=names)
 
 
 class Generate(Question):
@@ -96,19 +127,23 @@ class Generate(Question):
     count: int = Field(1, ge=1, description="images")
     seed: _SEED = 0
 
-    def job(self, vae: BigLearnVAE, limits: Limits, notes: list[str]) -> Job:
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
         _require_few("count", self.count, limits)
         return Job(jobs.generate, self.count, (), self.seed)
 
 
-class Encode(Question):
+class Encode(Incomplete):
     """p(z | x_S): mean and log variance of the code of an image, of which a part may be missing."""
 
-    image: Picture
-    mask: Picture | None = Field(None, description="black where nothing is known, an image of the same shape")
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
+        return Job(jobs.encode, 1, (self.known(served, limits, notes),))
 
-    def job(self, vae: BigLearnVAE, limits: Limits, notes: list[str]) -> Job:
-        return Job(jobs.encode, 1, (_read(self.image, self.mask, vae, limits, notes),))
+
+class Read(Incomplete):
+    """An image as the model takes it: cut and resized, alpha 0 where nothing is known."""
+
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
+        return Job(jobs.read, 1, (self.known(served, limits, notes),))
 
 
 class Interpolate(Question):
@@ -118,9 +153,9 @@ class Interpolate(Question):
     other: Picture
     steps: int = Field(8, ge=1, description="images, both ends among them")
 
-    def job(self, vae: BigLearnVAE, limits: Limits, notes: list[str]) -> Job:
+    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
         _require_few("steps", self.steps, limits)
-        given = tuple(_read(each, None, vae, limits, notes) for each in (self.image, self.other))
+        given = tuple(_read(each, None, served.vae, limits, notes) for each in (self.image, self.other))
         return Job(jobs.interpolate, self.steps, given)
 
 

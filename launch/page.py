@@ -1,0 +1,109 @@
+"""Open a page in the browser: erase a part of an image, draw, and see several completions by a trained model.
+
+Beside them stand what the mean image, the nearest neighbour and the closed-form Gaussian of the training images would do
+and, where its run is given too, a joint VAE. docs/page.md shows it.
+"""
+
+import logging
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    from launch.commands.cli import Parser, find_device, run, show_warnings, whole_number
+    from launch.commands.http import add_options, import_service, load_models, named_paths, serve
+except ModuleNotFoundError as error:
+    print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
+    sys.exit(2)
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from biglearn_vae.capabilities import BigLearnVAE
+    from data.stream import Stream
+    from serving.served import Ways
+
+log = logging.getLogger("data")
+
+EXAMPLES = """\
+examples:
+  python launch/page.py --model runs/digits_8x8-biglearn_u
+  python launch/page.py --model runs/digits_8x8-biglearn_u --model runs/digits_8x8-vae
+  python launch/page.py --model faces-export --shards datasets/celeba --host 0.0.0.0
+
+Whoever can reach --host and --port can use the page; by default that is this machine alone. Ctrl-C ends it.
+"""
+_BATCH_IMAGES = 64
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
+    add_options(parser, port=7860)
+    add = parser.add_argument
+    add("--shards", metavar="DIR", help="where the images of the models lie now; default: where they were trained")
+    add("--images", type=whole_number, default=24, metavar="N", help="test images to choose from; default: %(default)s")
+    options = parser.parse_args(arguments)
+    show_warnings(rank=0)
+    paths = named_paths(options.model)
+    Service = import_service()
+    from serving.page import add_page
+
+    models = load_models(paths, find_device(options.device), _BATCH_IMAGES)
+    if not any(vae.method.is_conditional for vae in models.values()):
+        raise UserError("a joint VAE knows no parts of images: give a BigLearn-VAE with --model, too")
+    images, ways = {}, {}
+    for name, vae in models.items():
+        if splits := _splits(vae, paths[name], options.shards):
+            images[name] = _test_images(splits[1], options.images)
+            ways[name] = _learn_ways(vae, splits[0])
+    app = Service(models, batch_images=_BATCH_IMAGES, ways=ways).app()
+    add_page(app, images)
+    serve(app, options.host, options.port, lambda url: f"open {url} in a browser")
+    return 0
+
+
+def _splits(vae: "BigLearnVAE", path: Path, shards: str | None) -> "tuple[Stream, Stream] | None":
+    """Training and test images; None, and a warning, where they are not to be had."""
+    from biglearn_vae.find_images import open_images
+    from biglearn_vae.images import open_stream
+
+    try:
+        data, index = open_images(vae.description, path, shards)
+        return open_stream(data, index, "train", seed=None), open_stream(data, index, "test", seed=None)
+    except UserError as error:
+        if shards:
+            raise
+        log.warning("%s: no test images to choose from, and no other ways of filling beside it (%s)", path, error)
+        return None
+
+
+def _test_images(test: "Stream", count: int) -> list:
+    from biglearn_vae.pictures import read_test_images
+
+    _, images_NHWC = read_test_images(test, min(count, test.images))
+    return list(images_NHWC)
+
+
+def _learn_ways(vae: "BigLearnVAE", train: "Stream") -> "Future[Ways]":
+    """Other ways of filling than the model's own draws, of training images; there when they have been read."""
+    from evaluation.assessment import Extent, references_of
+    from evaluation.inpainting import DRAWN, fillers
+
+    found: Future[Ways] = Future()
+
+    def learn() -> None:
+        try:
+            references = references_of(train, Extent(), vae.description.data.patch_size)
+            ways = fillers(vae, references, draws=1, seed=0)
+            found.set_result({name: way for name, way in ways.items() if name != DRAWN})
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=learn, name="ways", daemon=True).start()
+    return found
+
+
+if __name__ == "__main__":
+    run(main)
