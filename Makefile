@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest --durations 10
 WORKERS := --numprocesses auto --maxprocesses 4
 
-.PHONY: install train test test-cluster test-all mutants lint
+.PHONY: install train page test test-cluster test-all mutants lint
 
 install: $(INSTALLED)
 
@@ -20,6 +20,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The main job on the embedded data set; it goes on where it was interrupted.
 train: $(INSTALLED)
 	$(BIN)/deepspeed launch/train.py --config configs/digits.yaml --resume auto
+
+# The model of `make train`, to be tried in a browser.
+page: $(INSTALLED)
+	test -e runs/digits_8x8-biglearn_u/checkpoints || $(MAKE) train
+	$(BIN)/python launch/page.py --model runs/digits_8x8-biglearn_u
 
 test: $(INSTALLED)
 	$(PYTEST) $(WORKERS) --dist worksteal -m "not cluster and not exhaustive"

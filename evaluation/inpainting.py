@@ -15,7 +15,8 @@ from biglearn_vae.pictures import panels, sheet, shown
 from evaluation.gaussian import ConditionalGaussian, squared_error
 from model.masks import STANDARD_MASKS, standard_mask
 
-_SHOWN = ("in-painting, mean z", "in-painting, drawn z", "mean filling", "pseudo-Gibbs", "Gaussian")
+DRAWN = "in-painting, drawn z"
+_SHOWN = ("in-painting, mean z", DRAWN, "mean filling", "pseudo-Gibbs", "Gaussian")
 
 # (what is known, number of the first image) -> images with the missing part filled, (draws, B, H, W, 3)
 Filler = Callable[[Observation, int], Tensor]
@@ -68,7 +69,7 @@ def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> 
 
     return {
         "in-painting, mean z": mean_of_codes(vae.inpaint),
-        "in-painting, drawn z": draw,
+        DRAWN: draw,
         "inference, mean z": mean_of_codes(vae.infer),
         **without_model,
     }

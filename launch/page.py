@@ -1,7 +1,7 @@
 """Open a page in the browser: erase a part of an image, draw, and see several completions by a trained model.
 
-Beside them stand what the mean image, the nearest neighbour and the closed-form Gaussian of the training images would do
-and, where its run is given too, a joint VAE. docs/page.md shows it.
+Beside them stand what the mean image, the nearest neighbour and the closed-form Gaussian of the training images would
+do and, where its run is given too, a joint VAE. docs/page.md shows it.
 """
 
 import logging
@@ -22,7 +22,7 @@ from data.errors import UserError
 
 if TYPE_CHECKING:
     from biglearn_vae.capabilities import BigLearnVAE
-    from data.stream import Stream
+    from data.read.stream import Stream
     from serving.served import Ways
 
 log = logging.getLogger("data")

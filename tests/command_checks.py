@@ -354,6 +354,7 @@ SCRIPTS: dict[str, Callable[[Call], object]] = {
     "launch/monitoring/dashboards.py": check_words(),
     "launch/monitoring/preview.py": parsed,
     "launch/monitoring/up.py": parsed,
+    "launch/page.py": parsed,
     "launch/pipeline.py": run_dry,
     "launch/prepare.py": check_preparation,
     "launch/replay.py": check_replay,
