@@ -111,10 +111,9 @@ class Page:
         self.answered()
 
     def answered(self) -> None:
-        """Wait until nothing is asked any more, for long enough that nothing will be: the page asks again on a 503."""
-        self.wait(
-            lambda: self.browser.execute_script("return document.body.dataset.asks") == "0" and self.sources("beside")
-        )
+        """Wait until all answers are there, those to what the page asks again when it got a 503, too."""
+        read = "return document.body.dataset.asks"
+        self.wait(lambda: self.browser.execute_script(read) == "0" and self.sources("beside"))
 
     def press(self, name: str) -> None:
         self.does(self.find(name).click)
