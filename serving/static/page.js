@@ -170,9 +170,7 @@ async function showBeside(content, model, isOld) {
       const label = one === name || found.has(way) ? way : `joint VAE, ${way}`;
       if (!found.has(way)) found.set(way, shown.scored(label, answer.pictures[at]));
     });
-    words.textContent = shown.truth
-      ? "With the squared error of what was erased, as above."
-      : "Without an original there is no error to tell.";
+    words.textContent = "";
     row("beside", [...found.values()]);
   }
 }

@@ -1,8 +1,10 @@
 """What the service answers over real HTTP: the numbers of the Python interface, whatever a request is batched with."""
 
+import io
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from base64 import b64decode
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -24,6 +26,8 @@ def test_answers_are_those_of_the_python_interface(client, vae):
     found = client.images("/v1/inpaint", question(3, draws=4))
     assert_pixels(found, as_pixels(vae.inpaint(known_part(vae, 3), draws=4, seed=3)[:, 0]))
     assert (found[:, :8] == np.asarray(picture(3))[:8]).all()
+    found = client.images("/v1/infer", question(3, draws=4))
+    assert_pixels(found, as_pixels(vae.infer(known_part(vae, 3), draws=4, seed=3)[:, 0]))
     assert_pixels(client.images("/v1/generate", {"count": 3, "seed": 9}), as_pixels(vae.generate(3, seed=9)))
     status, answer = client.ask("/v1/encode", {key: question(3)[key] for key in ("image", "mask")})
     code = vae.encode(known_part(vae, 3))
@@ -106,3 +110,33 @@ def test_it_says_how_it_is_and_what_can_be_asked(client):
     assert {"/v1/inpaint", "/v1/generate", "/v1/encode", "/v1/interpolate"} <= described.keys()
     of_inpaint = described["/v1/inpaint"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"image", "mask", "draws", "seed"} <= of_inpaint["properties"].keys()
+
+
+def test_an_image_comes_back_as_it_is_taken(client):
+    (content,) = client.ask("/v1/read", {"image": text_of(picture(0, alpha=upper_half()))})[1]["images"]
+    with Image.open(io.BytesIO(b64decode(content))) as taken:
+        assert taken.mode == "RGBA"
+        assert (np.asarray(taken)[:8, :, :3] == np.asarray(picture(0))[:8]).all()
+        assert (np.asarray(taken)[..., 3] == 255 * upper_half()).all()
+
+
+def test_other_ways_to_fill_are_there_when_they_have_been_learned(vae):
+    ways: Future = Future()
+    asked = {key: question(3)[key] for key in ("image", "mask")}
+    with serving({"digits": vae, "alone": vae}, ways={"digits": ways}) as client:
+        assert client.ask("/v1/fill", asked | {"model": "alone"})[0] == 422
+        assert client.ask("/v1/fill", asked | {"model": "digits"})[0] == 503
+        ways.set_result(
+            {
+                "grey": lambda given, _: given.complete(given.images_BHWC * 0 + 0.5)[None],
+                "drawn": lambda given, index: vae.inpaint(given, seed=1, first_index=index),
+            }
+        )
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: client.ask("/v1/fill", asked | {"model": "digits"})[1], range(6)))
+    assert answers[0]["names"] == ["grey", "drawn"]
+    grey, drawn = (np.asarray(Image.open(io.BytesIO(b64decode(each)))) for each in answers[0]["images"])
+    assert (grey[8:] == 128).all()
+    assert (grey[:8] == np.asarray(picture(3))[:8]).all()
+    assert_pixels(drawn, as_pixels(vae.inpaint(known_part(vae, 3), seed=1)[0, 0]))
+    assert all(answer == answers[0] for answer in answers)
