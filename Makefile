@@ -30,9 +30,9 @@ test: $(INSTALLED)
 	$(PYTEST) $(WORKERS) --dist worksteal -m "not cluster and not exhaustive"
 
 # What needs several processes at once: ranks by every launcher, faults of one rank alone, a real SLURM, for which it
-# must be root and find slurmctld, slurmd, slurm-client, munge and iproute2 installed, and a real Prometheus:
-# prometheus, prometheus-alertmanager and prometheus-pushgateway. Much of it waits: one worker more than the cores of
-# a small machine.
+# must be root and find slurmctld, slurmd, slurm-client, munge and iproute2 installed, a real Prometheus: prometheus,
+# prometheus-alertmanager and prometheus-pushgateway, and a real browser: chromium and chromium-driver. Much of it
+# waits: one worker more than the cores of a small machine.
 test-cluster: $(INSTALLED)
 	$(PYTEST) --numprocesses 3 --dist loadfile -m "cluster and not exhaustive"
 

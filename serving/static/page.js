@@ -2,7 +2,7 @@
 import { Editor } from "./editor.js";
 import { decode, drawn, empty, error, heat, maskUrl, mean, spread, urlOf } from "./pictures.js";
 
-const DRAWS = 8, INFERRED = 4, WAIT_MS = 1000;
+const DRAWS = 8, INFERRED = 4, WAIT_MS = 3000;
 const find = (id) => document.getElementById(id);
 
 let models = {}, offered = {};
