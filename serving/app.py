@@ -49,6 +49,7 @@ QUESTIONS: dict[str, type[Question]] = {
 _FILES, _FIELDS = 2, 8  # of a form
 _RETRY_S = 1
 _DECODED_AT_ONCE = 2  # requests, whose images may take hundreds of megabytes each
+_COUNTED_FROM_0 = (200, 429, 500)  # or Prometheus would take the first for none: it sees increases
 
 
 class Service:
@@ -96,6 +97,7 @@ class Service:
             took = self._metrics.batch_images.labels(name).observe
             self._batchers[name] = batcher = Batcher(served.vae, **self._how, took=took)
             self._metrics.waiting_images.labels(name).set_function(lambda batcher=batcher: batcher.waiting_images)
+            self._metrics.most_waiting_images.labels(name).set(self._how["most_waiting"])
         self._is_ready = True
         yield
         self._is_ready = False
@@ -103,19 +105,24 @@ class Service:
             await asyncio.to_thread(batcher.close)
 
     def _add(self, app: FastAPI, name: str, question: type[Question]) -> None:
+        for status in _COUNTED_FROM_0:
+            self._metrics.requests.labels(name, status)
+
         async def route(request: Request) -> Response:
-            began = time.perf_counter()
+            status, came = 500, None
             try:
                 self._require_token(request)
                 values = await self._body(request)
-                began = time.perf_counter()
+                came = time.perf_counter()
                 content, status = await self._answer(parse(question, values)), 200
             except RefusedError as error:
                 content, status = {"error": str(error)}, error.status
             except ClientDisconnect:
                 content, status = {"error": "the client has left"}, 499
-            self._metrics.seconds.labels(name).observe(time.perf_counter() - began)
-            self._metrics.requests.labels(name, status).inc()
+            finally:
+                self._metrics.requests.labels(name, status).inc()
+                if came is not None:  # what a client takes to send is not of the service
+                    self._metrics.seconds.labels(name).observe(time.perf_counter() - came)
             headers = {"Retry-After": str(_RETRY_S)} if status in (429, 503) else {}
             return JSONResponse(content, status, headers)
 

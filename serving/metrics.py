@@ -29,3 +29,6 @@ class Metrics:
         self.waiting_images = Gauge(
             f"{prefix}waiting_images", "Images that wait for their turn.", ["model"], registry=registry
         )
+        self.most_waiting_images = Gauge(
+            f"{prefix}most_waiting_images", "Images that may wait.", ["model"], registry=registry
+        )

@@ -506,4 +506,28 @@ MUTATIONS = (
         "if not given:",
         ("tests/serving/test_refusals.py", "-k", "token"),
     ),
+    Mutation(
+        "a-fault-of-the-service-is-an-answer",
+        "status, came = 500, None",
+        "status, came = 200, None",
+        ("tests/serving/test_refusals.py", "-k", "fault_of_ours"),
+    ),
+    Mutation(
+        "the-first-fault-is-no-increase",
+        "_COUNTED_FROM_0 = (200, 429, 500)",
+        "_COUNTED_FROM_0 = (200, 429)",
+        ("tests/serving/test_refusals.py", "-k", "fault_of_ours"),
+    ),
+    Mutation(
+        "mistakes-of-clients-are-overload",
+        'job="biglearn-service", status="429"}[5m])',
+        'job="biglearn-service", status=~"4.."}[5m])',
+        ("tests/monitoring/test_prometheus.py", "-k", "unit"),
+    ),
+    Mutation(
+        "a-service-that-was-started-again-has-grown",
+        'and time() - process_start_time_seconds{job="biglearn-service"} > 7 * 3600',
+        'and time() - process_start_time_seconds{job="biglearn-service"} > 0',
+        ("tests/monitoring/test_prometheus.py", "-k", "unit"),
+    ),
 )

@@ -6,6 +6,7 @@ import re
 import pytest
 from pydantic import BaseModel
 
+from serving.metrics import Metrics
 from tests import shown
 from tests.programs import ROOT
 from trainer.config import Config, load_config
@@ -49,6 +50,14 @@ def test_every_key_is_in_the_reference():
     page = (ROOT / "docs/configuration.md").read_text()
     keys = load_config(ROOT / "configs/digits.yaml").flat()
     assert [key for key in keys if f"| `{key}` |" not in page] == []
+
+
+def test_every_metric_of_the_service_is_documented():
+    page = (ROOT / "docs/serving.md").read_text()
+    own = [family for family in Metrics().registry.collect() if family.name.startswith("biglearn")]
+    names = [family.name + ("_total" if family.type == "counter" else "") for family in own]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+    assert len(names) == page.count("| `biglearn_service_")
 
 
 OVERRIDE = re.compile(r"(?<![\w.])(?:stage_1\.)?((?!slurm\.)[a-z_]\w*(?:\.\w+)+)=")

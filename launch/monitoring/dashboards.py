@@ -3,15 +3,16 @@
 python launch/monitoring/dashboards.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries, xychart
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries, xychart
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     StackingMode,
     TooltipDisplayMode,
 )
@@ -24,19 +25,22 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableOption,
     VariableRefresh,
 )
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.xychart import XYShowMode
 
 FOLDER = Path(__file__).with_name("grafana") / "dashboards"
-IMAGES_A_SECOND, NATS = "suffix: img/s", "suffix: nats"
+IMAGES_A_SECOND, REQUESTS_A_SECOND, NATS = "suffix: img/s", "suffix: req/s", "suffix: nats"
 GPU = " (GPU)"  # at the end of the title of a panel that is empty without one
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${DS_PROMETHEUS}")
 _RUN = 'run=~"$run", model=~"$model", dataset=~"$dataset"'
 _LIVING = f'{_RUN}, job="biglearn"'
 _RANK = f'{_LIVING}, rank=~"$rank"'
+_SERVICE = 'job="biglearn-service", instance=~"$instance"'
 Queries = Sequence[tuple[str, str]]  # an expression, and the legend of its series
 Levels = Sequence[tuple[float, str]]  # from this value on, this colour
+_FORMATS = {xychart.Panel: PromQueryFormat.TABLE, heatmap.Panel: PromQueryFormat.HEATMAP}
 
 
 def _finish(panel, title: str, description: str, unit: str, queries: Queries, levels: Levels, width: int, height: int):
@@ -46,9 +50,8 @@ def _finish(panel, title: str, description: str, unit: str, queries: Queries, le
     panel.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
     for ref, (expression, legend) in zip("ABCDEFGH", queries, strict=False):
         query = prometheus.Dataquery().ref_id(ref).datasource(_SOURCE).expr(expression).legend_format(legend)
-        is_table, is_of_now = isinstance(panel, xychart.Panel), isinstance(panel, stat.Panel)
-        query.format(PromQueryFormat.TABLE if is_table else PromQueryFormat.TIME_SERIES)
-        panel.with_target(query.instant() if is_of_now else query.range())
+        query.format(_FORMATS.get(type(panel), PromQueryFormat.TIME_SERIES))
+        panel.with_target(query.instant() if isinstance(panel, stat.Panel) else query.range())
     return panel
 
 
@@ -88,19 +91,32 @@ def curve(title: str, description: str, unit: str, x: str, y: str, width: int = 
     return _finish(panel, title, description, unit, [(x, "x"), (y, "{{run}}")], (), width, 9)
 
 
-def _dashboard(uid: str, title: str, description: str, variables: Sequence[str], panels: Sequence):
+def distribution(title: str, description: str, unit: str, buckets: str, width: int = 8):
+    """How often which values come, against time. buckets: a rate of those of a histogram, with the one label `le`."""
+    color = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Blues").steps(64)
+    panel = heatmap.Panel().calculate(False).color(color)
+    panel.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
+    return _finish(panel, title, description, unit, [(buckets, "{{le}}")], (), width, 8)
+
+
+def _of_runs(*names: str) -> dict[str, str]:
+    """Variables with their queries: each offers what goes with those before it."""
+    queries = {}
+    for name in names:
+        matches = ", ".join(f'{other}=~"${other}"' for other in queries)
+        queries[name] = f"label_values(biglearn_steps_total{{{matches}}}, {name})"
+    return queries
+
+
+def _dashboard(uid: str, title: str, description: str, variables: Mapping[str, str], panels: Sequence):
     board = dashboard.Dashboard(title).uid(uid).description(description).tags(["biglearn-vae"]).refresh("10s")
     board.time("now-1h", "now").timezone("browser").editable().tooltip(DashboardCursorSync.CROSSHAIR)
     board.with_variable(dashboard.DatasourceVariable("DS_PROMETHEUS").label("data source").type("prometheus"))
-    before: list[str] = []
-    for name in variables:  # each offers what goes with those before it
-        matches = ", ".join(f'{other}=~"${other}"' for other in before)
-        query = f"label_values(biglearn_steps_total{{{matches}}}, {name})"
+    for name, query in variables.items():
         variable = dashboard.QueryVariable(name).label(name).query(query).datasource(_SOURCE)
         variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True)
         variable.current(VariableOption(selected=True, text=["All"], value=["$__all"]))
         board.with_variable(variable)
-        before.append(name)
     for number_of_panel, panel in enumerate(panels, 1):
         board.with_panel(panel.id(number_of_panel))
     return board.build()
@@ -221,7 +237,8 @@ def overview():
         ),
     ]  # fmt: skip
     about = "Is it healthy, how fast is it, what is it waiting for, how far is it?"
-    return _dashboard("biglearn-overview", "BigLearn-VAE: run overview", about, ("dataset", "model", "run"), panels)
+    variables = _of_runs("dataset", "model", "run")
+    return _dashboard("biglearn-overview", "BigLearn-VAE: run overview", about, variables, panels)
 
 
 def comparison():
@@ -262,7 +279,7 @@ def comparison():
         "What BigLearn costs against the joint VAE of the same data set, size and kind of device. Runs need not be at"
         " work at the same time: metrics.pushgateway keeps the last numbers of those that have finished."
     )
-    variables = ("dataset", "model", "run")
+    variables = _of_runs("dataset", "model", "run")
     return _dashboard("biglearn-comparison", "BigLearn-VAE: BigLearn against joint VAE", about, variables, panels)
 
 
@@ -312,12 +329,91 @@ def ranks():
             [(f"biglearn_device_memory_bytes{{{_RANK}}}", of_rank + " {{kind}}")], width=16,
         ),
     ]  # fmt: skip
-    variables = ("dataset", "model", "run", "rank")
+    variables = _of_runs("dataset", "model", "run", "rank")
     return _dashboard("biglearn-ranks", "BigLearn-VAE: ranks", "Does one rank hold up the others?", variables, panels)
 
 
 _PHASES = ('phase="data"', 'phase=~"data|step"')
-DASHBOARDS = {"overview": overview, "comparison": comparison, "ranks": ranks}
+_PARTS = ("bucket", "sum", "count")  # of a histogram
+
+
+def service():
+    """What is asked of it, how fast does it answer, and is it at its limits?"""
+
+    def requests(by: str, labels: str = _SERVICE) -> str:
+        return f"sum by ({by}) ({_rate('biglearn_service_requests_total', labels)})"
+
+    def not_answered(by: str) -> str:
+        refused = requests(by, _SERVICE + ', status=~"[45].."')
+        return f"{refused} / on (instance) group_left () {requests('instance')}"
+
+    def latency(quantile: float, by: str) -> str:
+        buckets = _rate("biglearn_service_request_seconds_bucket", _SERVICE)
+        return f"histogram_quantile({quantile}, sum by (le, {by}) ({buckets}))"
+
+    waiting, most = (f"biglearn_service_{name}waiting_images{{{_SERVICE}}}" for name in ("", "most_"))
+    buckets, images, batches = (_rate(f"biglearn_service_batch_images_{name}", _SERVICE) for name in _PARTS)
+    cpu, memory = _rate("process_cpu_seconds_total", _SERVICE), f"process_resident_memory_bytes{{{_SERVICE}}}"
+    of_service, of_model, of_route = (f"{{{{instance}}}}{label}" for label in ("", " {{model}}", " {{route}}"))
+    panels = [
+        number("Answers", "1: the service is there.", "short", [(f"up{{{_SERVICE}}}", of_service)], width=4),
+        number(
+            "Requests", "Answered, whatever the answer.", REQUESTS_A_SECOND, [(requests("instance"), of_service)],
+            width=4,
+        ),
+        number(
+            "Refused or failed", "Share of the requests with a status of 4xx or 5xx.", "percentunit",
+            [(not_answered("instance"), of_service)], [(0.05, "yellow"), (0.2, "red")], width=4,
+        ),
+        number(
+            "95% are answered within", "From the last byte of a request to the first of its answer.", "s",
+            [(latency(0.95, "instance"), of_service)], [(1, "yellow"), (5, "red")], width=4,
+        ),
+        number(
+            "Queue", "Images that wait, of those that may before requests are refused.", "percentunit",
+            [(f"{waiting} / {most}", of_model)], [(0.5, "yellow"), (0.8, "red")], width=4,
+        ),
+        number("Memory", "Of the process, resident.", "bytes", [(memory, of_service)], width=4),
+        lines(
+            "Requests by route", "Answered, whatever the answer.", REQUESTS_A_SECOND,
+            [(requests("instance, route"), of_route)],
+        ),
+        lines(
+            "Requests by status", "200: answered; 429: too many images waited; other 4xx: mistakes; 5xx: faults.",
+            REQUESTS_A_SECOND, [(requests("instance, status"), of_service + " {{status}}")],
+        ),
+        lines(
+            "Refused or failed", "Share of the requests with a status of 4xx or 5xx.", "percentunit",
+            [(not_answered("instance, status"), of_service + " {{status}}")], [(0.05, "yellow"), (0.2, "red")],
+        ),
+        *(
+            lines(
+                f"Latency: {name}", "From the last byte of a request to the first of its answer, refusals among them.",
+                "s", [(latency(quantile, "instance, route"), of_route)],
+            )
+            for name, quantile in (("median", 0.5), ("95%", 0.95), ("99%", 0.99))
+        ),
+        lines(
+            "Images computed", "Of all batches.", IMAGES_A_SECOND, [(f"sum by (instance, model) ({images})", of_model)],
+        ),
+        lines("Images of a batch, mean", "Computed at once.", "short", [(f"{images} / {batches}", of_model)]),
+        distribution(
+            "Images of a batch, distribution", "Batches a second of each size: more than the one below, up to this.",
+            "short", f"sum by (le) ({buckets})",
+        ),
+        lines(
+            "Images that wait", "For their turn; from the limit on requests are refused with 429.", "short",
+            [(waiting, of_model), (most, of_model + ", limit")],
+        ),
+        lines("CPU", "Cores at work for the service.", "short", [(cpu, of_service)]),
+        lines("Memory", "Of the process, resident.", "bytes", [(memory, of_service)]),
+    ]  # fmt: skip
+    about = "What is asked of it, how fast does it answer, and is it at its limits?"
+    variables = {"instance": 'label_values(up{job="biglearn-service"}, instance)'}
+    return _dashboard("biglearn-service", "BigLearn-VAE: service", about, variables, panels)
+
+
+DASHBOARDS = {"overview": overview, "comparison": comparison, "ranks": ranks, "service": service}
 
 
 def rendered(name: str) -> str:

@@ -1,5 +1,6 @@
 """Draw the dashboards from what a Prometheus has recorded, without a Grafana: a preview, not what Grafana shows."""
 
+import itertools
 import json
 import math
 import sys
@@ -136,6 +137,8 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
                 axes.text(0, 0.83 - 0.36 * row, one.name, va="top", fontsize=6, color="dimgrey")
         elif panel["type"] == "xychart":
             _draw_curves(axes, *series)
+        elif panel["type"] == "heatmap":
+            _draw_distribution(axes, series[0])
         else:
             _draw_lines(axes, [one for of_query in series for one in of_query])
         if not any(series) or is_number:
@@ -149,7 +152,8 @@ def draw(dashboard: dict, found: dict[int, list[list[Series]]], path: Path) -> N
             elif unit != "short":
                 axes.set_ylabel(unit, fontsize=7)
             axes.tick_params(labelsize=7)
-            axes.legend(fontsize=6, loc="best")
+            if panel["type"] != "heatmap":
+                axes.legend(fontsize=6, loc="best")
     figure.savefig(path, dpi=70)
     pyplot.close(figure)
 
@@ -169,11 +173,24 @@ def _draw_curves(axes, of_x: list[Series], of_y: list[Series]) -> None:
         axes.plot(*zip(*points, strict=True), marker=".", label=y.name, linewidth=1.2)
 
 
+def _draw_distribution(axes, of_buckets: list[Series]) -> None:
+    """Darker where more is in a bucket; each series has what is in its own and in those below."""
+    ordered = sorted(of_buckets, key=lambda one: float(one.name))
+    up_to = [[0.0] * len(ordered[0].values), *(one.values for one in ordered)]
+    within = [[more - less for less, more in zip(*pair, strict=True)] for pair in itertools.pairwise(up_to)]
+    seconds = [at - ordered[0].seconds[-1] for at in ordered[0].seconds]
+    axes.pcolormesh(seconds, range(len(ordered)), within, cmap="Blues", shading="nearest")
+    axes.set_yticks(range(len(ordered)), [one.name for one in ordered])
+    axes.set_xlabel("seconds before the end", fontsize=7)
+
+
 def _shown(value: float, unit: str) -> str:
     if unit == "percentunit":
         return f"{value:.1%}"
     if unit == "s":
         return f"{value:.3g} s" if value < 120 else f"{value / 60:.0f} min"
+    if unit == "bytes":
+        return f"{value / 1e6:,.0f} MB"
     return f"{value:,.4g}" + ("" if unit in ("short", "sci") else f" {unit}")
 
 

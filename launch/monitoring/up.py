@@ -5,6 +5,7 @@ It stays until Ctrl-C. What was recorded is kept, and there again the next time.
 
 import argparse
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ EXAMPLES = """\
 examples:
   python launch/monitoring/up.py
   python launch/monitoring/up.py --targets /shared/me/runs/targets --port 19090
+  python launch/monitoring/up.py --service 127.0.0.1:8000
 
 Debian and Ubuntu, whose services of their own would have the ports:
   sudo apt install prometheus prometheus-alertmanager prometheus-pushgateway
@@ -96,6 +98,8 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--targets", type=Path, default="runs/targets", metavar="DIR", help="metrics.targets of the runs; runs/targets")
+    what = "where launch/serve.py listens; may be given several times"
+    add("--service", type=_address, action="append", default=[], metavar="HOST:PORT", help=what)
     add("--state", type=Path, default="runs/monitoring", metavar="DIR", help="data and logs; runs/monitoring")
     add("--port", type=whole_number, default=9090, help="of Prometheus; Pushgateway: one more, Alertmanager: three")
     add("--grafana-port", type=whole_number, default=3000)
@@ -103,17 +107,25 @@ def _parser() -> Parser:
     return parser
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text} is no address: give it as 127.0.0.1:8000")
+    return text
+
+
 def _prometheus_config(options: argparse.Namespace, ports: Mapping[str, int]) -> str:
     """prometheus.yml with the places and the ports of this machine."""
     config = yaml.safe_load((HERE / "prometheus.yml").read_text())
     config["global"] = {"evaluation_interval": f"{options.interval}s"}
     config["rule_files"] = [str(HERE / name) for name in config["rule_files"]]
-    runs, pushed = config["scrape_configs"]
-    runs["scrape_interval"] = pushed["scrape_interval"] = f"{options.interval}s"
+    for job in config["scrape_configs"]:
+        job["scrape_interval"] = f"{options.interval}s"
+    runs, services, pushed = config["scrape_configs"]
     runs["file_sd_configs"][0] |= {
         "files": [f"{options.targets.resolve()}/*.json"],
         "refresh_interval": f"{options.interval}s",
     }
+    services["static_configs"] = [{"targets": options.service}]
     pushed["static_configs"] = [{"targets": [f"127.0.0.1:{ports['pushgateway']}"]}]
     config["alerting"]["alertmanagers"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{ports['alertmanager']}"]}]
     return yaml.safe_dump(config, sort_keys=False)

@@ -12,6 +12,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from launch.monitoring.dashboards import DASHBOARDS, FOLDER, rendered
+from serving.metrics import Metrics
 from trainer.metrics.registry import FAMILIES
 
 register_default_plugins()
@@ -65,11 +66,20 @@ def test_panels_have_a_place_and_a_number_of_their_own(name):
     assert {*re.findall(r"\$\{?(\w+)", json.dumps(panels))} <= defined
 
 
+def families() -> dict[str, str]:
+    """What runs and the service export: kinds by full names."""
+    of_service = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type
+        for family in Metrics().registry.collect()
+        if family.name.startswith("biglearn")
+    }
+    return {family.full_name: family.kind for family in FAMILIES} | of_service
+
+
 def known_names() -> set[str]:
     names = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
-    for family in FAMILIES:
-        suffixes = ("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",)
-        names |= {family.full_name + suffix for suffix in suffixes}
+    for name, kind in families().items():
+        names |= {name + suffix for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))}
     return names | {rule["record"] for rule in rules("rules.yml")}
 
 
@@ -84,14 +94,14 @@ def test_every_query_asks_for_what_there_is():
     pattern = r"(?<![\w:])(?:\w+:)?(?:biglearn|process)_\w+(?::\w+)?"
     asked = {name for query in queries for name in re.findall(pattern, query)} - {"biglearn_finished"}
     assert asked <= known_names()
-    never = {family.full_name for family in FAMILIES} - {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
+    never = families().keys() - {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
     assert never <= {"biglearn_parameters", "biglearn_world_size"}
 
 
 def test_every_alert_says_what_to_do():
     for rule in rules("alerts.yml"):
         assert rule["labels"]["severity"] in ("page", "warning")
-        assert "{{ $labels.run }}" in rule["annotations"]["summary"]
+        assert re.search(r"{{ \$labels.(run|instance) }}", rule["annotations"]["summary"])
         assert rule["annotations"]["description"].endswith(".")
 
 

@@ -1,4 +1,4 @@
-"""Two runs under the eyes of a real Prometheus, Alertmanager and Pushgateway, brought up as a person does."""
+"""Runs and a service under the eyes of a real Prometheus, Alertmanager and Pushgateway, brought up as a person does."""
 
 import json
 import os
@@ -18,7 +18,8 @@ import yaml
 
 from launch.monitoring.preview import FOLDER, Series, Source, answers
 from launch.monitoring.preview import main as preview
-from tests.programs import Starter, free_ports
+from tests.programs import ROOT, Starter, Warm, free_ports
+from tests.serving.conftest import Client, picture, text_of
 from tests.tiny import TINY
 from trainer.metrics.json_lines import read_lines
 
@@ -65,6 +66,10 @@ class Watch:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def service_port(self) -> int:
+        return self.port + 4
+
     def train(self, method: str, *overrides: str) -> subprocess.Popen:
         run = [f"run_dir={self.folder / method}", f"method={method}", f"metrics.targets={self.folder / 'targets'}"]
         return self.start.background(  # nice: it trains for minutes, beside other tests
@@ -87,6 +92,12 @@ class Watch:
         (series,) = Source(self.url, 60).ask("query", query=query, **at)["result"]
         return [(float(seconds), float(value)) for seconds, value in series["values"]]
 
+    def raised(self, alert: str) -> list[dict]:
+        """The labels of the alerts of this name that Alertmanager has."""
+        url = f"http://127.0.0.1:{self.port + 3}/api/v2/alerts"
+        found = json.loads(subprocess.run(["curl", "-sf", url], capture_output=True, check=True).stdout)
+        return [each["labels"] for each in found if each["labels"]["alertname"] == alert]
+
     def lines(self, method: str) -> list[dict]:
         return read_lines(self.folder / method / "metrics.jsonl")
 
@@ -102,7 +113,7 @@ def wait(condition: Callable[[], bool], of: subprocess.Popen | None = None) -> N
 
 @pytest.fixture(scope="module")
 def watch(start, tmp_path_factory, digits_shards) -> Iterator[Watch]:
-    folder, port = tmp_path_factory.mktemp("watch"), free_ports(4)
+    folder, port = tmp_path_factory.mktemp("watch"), free_ports(5)
     config = folder / "config.yaml"
     settings = TINY | {
         "data": TINY["data"] | {"shards": str(digits_shards)},
@@ -119,7 +130,7 @@ def watch(start, tmp_path_factory, digits_shards) -> Iterator[Watch]:
     (folder / "targets/example-gpu-rank-0.json").write_text(json.dumps(of_gpu))
     up = start.background(
         "python", "launch/monitoring/up.py", "--port", port, "--targets", folder / "targets",
-        "--state", folder / "state", "--interval", 1,
+        "--state", folder / "state", "--interval", 1, "--service", f"127.0.0.1:{port + 4}",
     )  # fmt: skip
     try:
         for line in up.stdout:
@@ -227,19 +238,26 @@ def test_the_rules_agree_with_the_log(watch, finished, seen):
 
 @pytest.mark.parametrize("name", ["overview", "comparison", "ranks"])
 def test_every_query_of_every_panel_returns_numbers(watch, seen, name):
+    assert not without_numbers(name, seen.panels[name])
+
+
+def without_numbers(name: str, panels: dict[int, list[list[Series]]]) -> list[tuple[str, str]]:
+    """Panels of a dashboard, and their queries that gave none."""
     dashboard = json.loads((FOLDER / f"{name}.json").read_text())
-    empty = [
+    return [
         (panel["title"], target["expr"])
         for panel in dashboard["panels"]
-        for target, found in zip(panel["targets"], seen.panels[name][panel["id"]], strict=True)
+        for target, found in zip(panel["targets"], panels[panel["id"]], strict=True)
         if not found
     ]
-    assert not empty
 
 
 def test_what_is_exported_passes_the_linter(watch, seen):
     (target,) = watch.folder.glob("targets/biglearn_u-*-rank-0.json")
-    address = json.loads(target.read_text())[0]["targets"][0]
+    lint(json.loads(target.read_text())[0]["targets"][0])
+
+
+def lint(address: str) -> None:
     text = subprocess.run(["curl", "-sf", f"http://{address}/metrics"], capture_output=True, check=True).stdout
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
@@ -254,16 +272,8 @@ def test_previews_are_drawn(watch, seen, tmp_path):
 
 def test_a_killed_rank_raises_its_alert(watch, seen):
     os.kill(rank_of(watch.folder / "biglearn_u", 1), signal.SIGKILL)
-    raised: list[dict] = []
-
-    def is_raised() -> bool:
-        url = f"http://127.0.0.1:{watch.port + 3}/api/v2/alerts"
-        found = json.loads(subprocess.run(["curl", "-sf", url], capture_output=True, check=True).stdout)
-        raised[:] = [alert["labels"] for alert in found if alert["labels"]["alertname"] == "RankLost"]
-        return bool(raised)
-
-    wait(is_raised)
-    assert [(labels["model"], labels["rank"]) for labels in raised] == [("biglearn_u", "1")]
+    wait(lambda: bool(watch.raised("RankLost")))
+    assert [(labels["model"], labels["rank"]) for labels in watch.raised("RankLost")] == [("biglearn_u", "1")]
     seen.training.wait(600)
     assert [path.name.rpartition("-")[2] for path in watch.folder.glob("targets/biglearn_u-*")] == ["1.json"]
 
@@ -278,6 +288,62 @@ def rank_of(run: Path, rank: int) -> int:
         if f"run_dir={run}".encode() in command and f"RANK={rank}".encode() in values:
             return int(process.name)
     raise AssertionError(f"no rank {rank} of {run}")
+
+
+@pytest.fixture(scope="module")
+def service(watch) -> Iterator[tuple[Warm, Client]]:
+    """launch/serve.py with an untrained model, where `watch` looks for it; and a client of it."""
+    model = f"digits={ROOT / 'tests/before/export'}"
+    options = ("--model", model, "--port", watch.service_port, "--queue-images", 8)
+    process = watch.start.background("python", "launch/serve.py", *options)
+    try:
+        said = process.stderr.readline()
+        assert "serving digits" in said, said + process.communicate()[1]
+        yield process, Client(watch.service_port)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask_all(client: Client) -> None:
+    """Each route once, of which 12 images are computed; one request too many for the queue, and one mistake."""
+    image = text_of(picture(0))
+    for route, content, status in (
+        ("inpaint", {"image": image, "draws": 2}, 200),
+        ("generate", {}, 200),
+        ("encode", {"image": image}, 200),
+        ("interpolate", {"image": image, "other": image, "steps": 8}, 200),
+        ("generate", {"count": 9}, 429),
+        ("generate", {"count": 65}, 422),
+    ):
+        assert client.ask(f"/v1/{route}", content)[0] == status
+
+
+def test_every_query_about_a_service_returns_numbers(watch, service):
+    process, client = service
+    asked = 0
+
+    def is_seen() -> bool:
+        nonlocal asked
+        ask_all(client)
+        asked += 1
+        return len(watch.ask("rate(biglearn_service_request_seconds_count[1m]) > 0")) == 4
+
+    wait(is_seen, process)
+    wait(lambda: watch.one('biglearn_service_requests_total{route="generate", status="429"}') == asked, process)
+    assert watch.one("sum(biglearn_service_requests_total)") == 6 * asked
+    assert watch.one("biglearn_service_batch_images_sum") == 12 * asked
+    assert watch.one("biglearn_service_most_waiting_images") == 8
+    dashboard = json.loads((FOLDER / "service.json").read_text())
+    assert not without_numbers("service", answers(dashboard, Source(watch.url, 60, rate_seconds=30)))
+    lint(f"127.0.0.1:{watch.service_port}")
+
+
+def test_a_killed_service_raises_its_alert(watch, service):
+    wait(lambda: not watch.raised("ServiceGone"), service[0])
+    service[0].kill()
+    wait(lambda: bool(watch.raised("ServiceGone")))
+    assert [labels["instance"] for labels in watch.raised("ServiceGone")] == [f"127.0.0.1:{watch.service_port}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -313,11 +379,19 @@ def test_nohup_outlives_its_terminal(start, tmp_path):
     assert up.returncode == 0
 
 
-@pytest.mark.parametrize("option", [("--port", 65_533), ("--interval", 60)])
-def test_what_cannot_work_is_refused(start, option):
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--port", 65_533), "--port is at most 65000"),
+        (("--interval", 60), "--port is at most 65000"),
+        (("--service", "http://127.0.0.1:8000"), "is no address: give it as 127.0.0.1:8000"),
+        (("--service", "8000"), "is no address: give it as 127.0.0.1:8000"),
+    ],
+)
+def test_what_cannot_work_is_refused(start, option, reason):
     done = start("python", "launch/monitoring/up.py", *option)
     assert done.returncode == 2
-    assert "--port is at most 65000" in done.stderr
+    assert reason in done.stderr
 
 
 def test_the_programs_are_there():

@@ -84,6 +84,9 @@ def test_a_slow_request_is_given_up(vae):
             sent.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
             assert b" 408 " in sent.recv(100)
         assert client.images("/v1/generate", {}).shape == (1, 16, 16, 3)
+        metrics = client.ask("/metrics")[1]
+    assert 'biglearn_service_requests_total{route="generate",status="408"} 1.0' in metrics
+    assert 'biglearn_service_request_seconds_count{route="generate"} 1.0' in metrics  # its own slowness is none of ours
 
 
 def test_a_full_queue_is_said_at_once(vae):
@@ -115,4 +118,13 @@ def test_hostile_requests_cost_nothing(client):
     time.sleep(0.1)
     assert client.images("/v1/inpaint", good).shape == (1, 16, 16, 3)
     metrics = client.ask("/metrics")[1]
-    assert 'status="500"' not in metrics
+    assert 'biglearn_service_requests_total{route="inpaint",status="500"} 0.0' in metrics
+
+
+def test_a_fault_of_ours_is_counted(vae, monkeypatch):
+    monkeypatch.setattr(vae, "generate", lambda *args, **options: 1 / 0)
+    with serving({"digits": vae}) as client:
+        before, status, after = client.ask("/metrics")[1], client.ask("/v1/generate", {})[0], client.ask("/metrics")[1]
+    assert status == 500
+    for number, metrics in enumerate((before, after)):  # from 0 on, so that Prometheus sees the first
+        assert f'biglearn_service_requests_total{{route="generate",status="500"}} {number}.0' in metrics

@@ -62,6 +62,7 @@ def test_an_answer_does_not_depend_on_what_it_is_batched_with(vae):
     assert batches < 24
     assert 'biglearn_service_requests_total{route="inpaint",status="200"} 18.0' in metrics
     assert 'biglearn_service_waiting_images{model="digits"} 0.0' in metrics
+    assert 'biglearn_service_most_waiting_images{model="digits"} 1024.0' in metrics
 
 
 def test_files_may_come_as_a_form(client):
