@@ -1,0 +1,25 @@
+"""Models as they are initialised, small."""
+
+import torch
+
+from biglearn_vae.capabilities import BigLearnVAE
+from biglearn_vae.export import Description
+from data.read.config import DataConfig
+from model.biglearn import BigLearnModel, ModelConfig
+from model.objective import ObjectiveConfig
+from model.patch_autoencoder.codec import PatchCodec
+from model.patch_autoencoder.network import PatchAutoencoder
+
+SIZES = {"embed_dim": 16, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "latent_dim": 4}
+
+
+def untrained(method: str, mask_tokens: str, *, of_codes: bool = False) -> BigLearnVAE:
+    """A model of digits of 32x32 pixels, 16 patches of them, or of the codes of 4."""
+    torch.manual_seed(0)
+    config = ModelConfig(**SIZES, mask_tokens=mask_tokens, residual_init="xavier")
+    tokens = {"patch_size": 16, "code_dim": 512} if of_codes else {"patch_size": 8}
+    data = DataConfig(source="digits", image_size=32, **tokens)
+    of = Description(method=method, data=data, model=config, objective=ObjectiveConfig(), seed=0, images=0)
+    codec = PatchCodec(PatchAutoencoder(), torch.randn(512) / 10, torch.rand(512) + 0.1, "0" * 64) if of_codes else None
+    model = BigLearnModel(config, method, data.token_dim, data.patches).requires_grad_(False).eval()
+    return BigLearnVAE(model, of, codec=codec)
