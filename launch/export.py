@@ -23,7 +23,7 @@ from data.errors import UserError
 EXAMPLES = """\
 examples:
   python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model
-  python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model --license cc-by-4.0 --onnx
+  python launch/export.py --model runs/digits_8x8-biglearn_u --out digits-model --license cc-by-4.0
   python launch/sample.py inpaint --model digits-model --test 12 --hide half
 
 In Python: `from biglearn_vae import BigLearnVAE; vae = BigLearnVAE.from_pretrained("digits-model")`.

@@ -137,8 +137,8 @@ def _limits(vae: BigLearnVAE) -> str:
     side = vae.description.data.image_size
     return (
         f"The model knows square images of {side}×{side} pixels like those of its training, with their biases, and"
-        " takes every other image for one of them. What it generates or fills in is likely by that training, not what was"
-        " there: it is no evidence of what a picture hides, least of all of a person."
+        " takes every other image for one of them. What it generates or fills in is likely by that training, not what"
+        " was there: it is no evidence of what a picture hides, least of all of a person."
     )
 
 

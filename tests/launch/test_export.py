@@ -9,11 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from biglearn_vae.capabilities import BigLearnVAE
 from data.errors import UserError
 from evaluation.assessment import FORMAT
 from evaluation.report import _PARTS, ELBOS
 from launch import export
 from model.masks import STANDARD_MASKS
+from tests.biglearn_vae.hub.models import assert_as_torch
 from tests.programs import ROOT
 
 RUN = ROOT / "tests/before/run"
@@ -75,7 +77,9 @@ def test_onnx_is_described_and_leaves_with_the_weights_that_it_is_of(exported, m
     for example in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         exec(example, found)
     assert found["completed"].shape == (2, 16, 16, 3)
-    assert str(ROOT).encode() not in (folder / "encoder.onnx").read_bytes()
+    files = {name: (folder / name).read_bytes() for name in ("encoder.onnx", "decoder.onnx")}
+    assert_as_torch(BigLearnVAE.load(folder), files)
+    assert not any(str(ROOT).encode() in content for content in files.values())
     _, card = exported()
     assert not {"encoder.onnx", "decoder.onnx"} & {path.name for path in folder.iterdir()}
     assert "onnx" not in card

@@ -2,30 +2,20 @@
 
 import sys
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 
 from biglearn_vae.hub import onnx_graphs
 from biglearn_vae.hub.onnx_graphs import onnx_files
 from data.errors import UserError
-from tests.biglearn_vae.hub.models import untrained
-
-CLOSE = {"rtol": 0, "atol": 1e-4}
-
-
-def ran(content: bytes, **inputs: torch.Tensor) -> list[torch.Tensor]:
-    session = onnxruntime.InferenceSession(content)
-    arrays = {name: value.numpy() for name, value in inputs.items()}
-    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays)]
+from tests.biglearn_vae.hub.models import CLOSE, assert_as_torch, ran, untrained
 
 
 @pytest.mark.parametrize(
     ("method", "mask_tokens", "of_codes"),
     [
-        ("biglearn_u", "query_only", False),
         ("biglearn_u", "dense", True),
+        pytest.param("biglearn_u", "query_only", False, marks=pytest.mark.exhaustive),  # tests/launch/test_export.py
         pytest.param("biglearn_u", "dense", False, marks=pytest.mark.exhaustive),
         pytest.param("biglearn_u", "query_only", True, marks=pytest.mark.exhaustive),
         pytest.param("biglearn_t", "query_only", False, marks=pytest.mark.exhaustive),
@@ -33,17 +23,7 @@ def ran(content: bytes, **inputs: torch.Tensor) -> list[torch.Tensor]:
 )
 def test_onnx_is_torch_for_any_batch(method, mask_tokens, of_codes):
     vae = untrained(method, mask_tokens, of_codes=of_codes)
-    files, patches = onnx_files(vae), vae.description.data.patches
-    for batch in (1, 5):
-        images, z = torch.rand(batch, 32, 32, 3), torch.randn(batch, 4)
-        observed = torch.rand(batch, patches) < 0.5
-        observed[0], observed[-1] = True, False  # for one image: nothing
-        given = vae.observe(images).hide(~observed)
-        mu, logvar = ran(files["encoder.onnx"], images=images, observed=observed)
-        torch.testing.assert_close((mu, logvar), tuple(vae.encode(given)), **CLOSE)
-        (completed,) = ran(files["decoder.onnx"], z=z, images=images, observed=observed)
-        torch.testing.assert_close(completed, vae.decode(z, given), **CLOSE)
-        assert torch.equal(completed[given.seen_BHW], images[given.seen_BHW])
+    assert_as_torch(vae, onnx_files(vae))
 
 
 @pytest.mark.exhaustive
