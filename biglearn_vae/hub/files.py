@@ -43,13 +43,14 @@ def _written(folder: Path) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str | None:
-    """None of what is no file."""
-    if not path.is_file():
+    """None of what cannot be read as a file."""
+    try:
+        if path.name == CARD:
+            return hashlib.sha256(_parts(path)[0]).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
         return None
-    if path.name == CARD:
-        return hashlib.sha256(_parts(path)[0]).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parts(card: Path) -> tuple[bytes, bytes]:

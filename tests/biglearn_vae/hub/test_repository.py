@@ -152,10 +152,10 @@ def test_a_model_of_the_hub_is_fetched_without_what_could_run(hub, tmp_path):
     vae.export(hub.folder)
     for name in ("README.md", "modeling.py", "pytorch_model.bin", "config.yaml"):
         (hub.folder / name).write_text("raise SystemExit(1)")
-    program = "from biglearn_vae import BigLearnVAE\n"
-    program += (
-        f"vae = BigLearnVAE.from_pretrained('owner/name')\nvae.generate(2).numpy().tofile({str(tmp_path / 'x')!r})"
-    )
+    program = f"""
+from biglearn_vae import BigLearnVAE
+BigLearnVAE.from_pretrained("owner/name").generate(2).numpy().tofile({str(tmp_path / "x")!r})
+"""
     ran(program, hub.environment(tmp_path / "home"))
     assert np.allclose(np.fromfile(tmp_path / "x", np.float32), vae.generate(2).flatten(), atol=1e-5)
     assert hub.asked == {"config.json", "model.safetensors"}
