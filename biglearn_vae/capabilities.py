@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from biglearn_vae.export import CONFIG, WEIGHTS, Description, read_export, write_export
+from biglearn_vae.export import CONFIG, EXPORTED, WEIGHTS, Description, read_export, write_export
 from biglearn_vae.likelihood import importance_weighted_bound
 from biglearn_vae.observation import Observation, Rule, observe
 from biglearn_vae.pseudo_gibbs import pseudo_gibbs
@@ -14,6 +14,7 @@ from biglearn_vae.trained import read_trained
 from data import randomness
 from data.errors import UserError
 from data.patches import patchify, unpatchify
+from data.storage.hub import download
 from model.biglearn import BigLearnModel
 from model.gaussian import Gaussian, Prior
 from model.method import METHODS
@@ -66,6 +67,15 @@ class BigLearnVAE:
             raise UserError(f"{path} cannot be read ({error.strerror}): give a run or an export") from None
         return cls(description.build(weights), description, device, codec)
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu") -> "BigLearnVAE":
+        """`load` of a folder, or of what the model repository OWNER/NAME of the Hugging Face hub has of an export.
+
+        Only the files of an export are fetched. HF_TOKEN, HF_HOME and HF_ENDPOINT mean what they mean to
+        huggingface_hub.
+        """
+        return cls.load(name if Path(name).is_dir() else download(str(name), EXPORTED), device)
+
     def export(self, folder: str | Path) -> None:
         """Write weights and configuration, for `load` on a machine without the training code."""
         write_export(Path(folder), self.description, dict(self.model.named_parameters()), self.codec)
@@ -87,7 +97,7 @@ class BigLearnVAE:
         For p(z | x_{S1 ∪ S2}), merge two observations first: `vae.encode(one.merge(other))`.
         """
         given = self._known(images)
-        return Gaussian(*self._in_portions(self._encode, given))
+        return Gaussian(*self._in_portions(self.encode_portion, given))
 
     def decode(self, z_BZ: Tensor, images=None) -> Tensor:
         """The mean of p(x_T | z, x_S), T everything that is missing; known pixels come back untouched.
@@ -100,7 +110,7 @@ class BigLearnVAE:
         given = self._nothing(len(z_BZ)) if images is None else self._known(images)
         if len(given) != len(z_BZ):
             raise UserError(f"{len(z_BZ)} codes for {len(given)} images: give as many of both")
-        (images_BHWC,) = self._in_portions(self._decode, given, z_BZ)
+        (images_BHWC,) = self._in_portions(self.decode_portion, given, z_BZ)
         return given.complete(images_BHWC)
 
     def prior(self, count: int = 1) -> Prior:
@@ -282,6 +292,18 @@ class BigLearnVAE:
         """z ~ N(mu, sigma²) of each image, (B, Z)."""
         return distribution.draw(self._noise(purpose, seed, len(distribution.mu_BZ), first_index))
 
+    def encode_portion(self, given: Observation) -> tuple[Tensor, Tensor]:
+        """mu and logvar of p(z | x_S), (B, Z) each, of images on the device, all at once."""
+        mu_BZ, logvar_BZ = self.model.encode(self._tokens(given), given.observed_BL)
+        if not self.method.is_conditional:
+            knows_B1 = given.observed_BL.any(1, keepdim=True)
+            mu_BZ, logvar_BZ = mu_BZ * knows_B1, logvar_BZ * knows_B1
+        return mu_BZ, logvar_BZ
+
+    def decode_portion(self, given: Observation, z_BZ: Tensor) -> tuple[Tensor]:
+        """The mean of p(x | z, x_S) at every place, (B, H, W, 3), of images on the device, all at once."""
+        return (self._images(self.model.decode(z_BZ, self._tokens(given), given.observed_BL)),)
+
     def _noise(self, purpose: str, seed: OfEach, count: int, first_index: OfEach) -> Tensor:
         if not isinstance(seed, int):
             seed = _of_each("seed", seed, count)
@@ -348,16 +370,6 @@ class BigLearnVAE:
     def _images(self, x_BLD: Tensor) -> Tensor:
         pixels_BLD = self.codec.decode(x_BLD) if self.codec else x_BLD
         return unpatchify(pixels_BLD, self.description.data.patch_size)
-
-    def _encode(self, given: Observation) -> tuple[Tensor, Tensor]:
-        mu_BZ, logvar_BZ = self.model.encode(self._tokens(given), given.observed_BL)
-        if not self.method.is_conditional:
-            knows_B1 = given.observed_BL.any(1, keepdim=True)
-            mu_BZ, logvar_BZ = mu_BZ * knows_B1, logvar_BZ * knows_B1
-        return mu_BZ, logvar_BZ
-
-    def _decode(self, given: Observation, z_BZ: Tensor) -> tuple[Tensor]:
-        return (self._images(self.model.decode(z_BZ, self._tokens(given), given.observed_BL)),)
 
     @torch.no_grad()  # not inference_mode: codes and images that come out can be changed in place, and learned from
     def _in_portions(self, compute: Callable[..., tuple[Tensor, ...]], *inputs) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ from model.objective import ObjectiveConfig
 from model.patch_autoencoder.codec import CODEC, PatchCodec, read_codec, to_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+EXPORTED = (CONFIG, WEIGHTS, CODEC)
 _CHECKSUM_OF = {WEIGHTS: "weights_sha256", CODEC: "codec_sha256"}
 _CONFIG_BYTES = 2**20
 _MAX_PATCHES = 2**16  # which the weights do not tell
@@ -69,7 +70,7 @@ def write_export(folder: Path, description: Description, weights: dict[str, Tens
     UserError, and nothing is written, where files of these names are there that no configuration of ours names.
     """
     make_folder(folder)
-    theirs = [name for name in (CONFIG, WEIGHTS, CODEC) if (folder / name).exists()]
+    theirs = [name for name in EXPORTED if (folder / name).exists()]
     if theirs and not _is_ours(folder / CONFIG):
         raise UserError(f"{folder / theirs[0]} is of no export of this program: choose another --out, or move it away")
     values = description.model_dump(mode="json")

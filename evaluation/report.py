@@ -61,7 +61,7 @@ def words(reports: Reports) -> str:
     """The main figures as lines of two tables, for the terminal: evidence, and the errors of the standard masks."""
     columns = list(reports)
     lines = [["", *columns]]
-    for name, text in _ELBOS.items():
+    for name, text in ELBOS.items():
         lines.append([text, *(f"{report['elbos'][name]:.4g}" for report in reports.values())])
     for of, samples in _bound_keys(reports):
         lines.append([f"{of} >= (k = {samples})", *(_bound_text(r, of, samples) for r in reports.values())])
@@ -84,7 +84,7 @@ def _split(reports: Reports) -> str:
     return "held-out" if next(iter(reports.values()))["extent"].get("split") == HOLDOUT else "test"
 
 
-_ELBOS = {
+ELBOS = {
     "biglearn_elbo": "BigLearnELBO",
     "joint_elbo": "JointELBO, own prior",
     "joint_elbo_standard_prior": "JointELBO, prior N(0, I)",
@@ -102,7 +102,7 @@ def _facts(reports: Reports) -> str:
 
 
 def _elbos(reports: Reports) -> str:
-    rows = [[text, *(f"{r['elbos'][name]:.4g}" for r in reports.values())] for name, text in _ELBOS.items()]
+    rows = [[text, *(f"{r['elbos'][name]:.4g}" for r in reports.values())] for name, text in ELBOS.items()]
     for of, samples in _bound_keys(reports):
         rows.append([f"{of} ≥ (k = {samples})", *(_bound_text(r, of, samples) for r in reports.values())])
     rows += _gaussian_rows(reports)

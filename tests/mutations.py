@@ -530,4 +530,28 @@ MUTATIONS = (
         'and time() - process_start_time_seconds{job="biglearn-service"} > 0',
         ("tests/monitoring/test_prometheus.py", "-k", "unit"),
     ),
+    Mutation(
+        "a-card-that-was-edited-is-replaced",
+        "not (path.name in written and _sha256(path) == written[path.name])",
+        "path.name not in written",
+        ("tests/biglearn_vae/hub/test_repository.py", "-k", "nothing_of_a_person"),
+    ),
+    Mutation(
+        "figures-of-another-checkpoint",
+        'if report["images"] == images:',
+        "if report:",
+        ("tests/launch/test_export.py", "-k", "figures_of_a_card"),
+    ),
+    Mutation(
+        "all-files-of-a-repository-are-fetched",
+        "snapshot_download(repository, allow_patterns=[*names])",
+        "snapshot_download(repository)",
+        ("tests/biglearn_vae/hub/test_repository.py", "-k", "what_could_run"),
+    ),
+    Mutation(
+        "onnx-decodes-without-what-is-known",
+        "return (given.complete(*vae.decode_portion(given, z_BZ)),)",
+        "return vae.decode_portion(given, z_BZ)",
+        ("tests/biglearn_vae/hub/test_onnx_graphs.py", "-k", "any_batch"),
+    ),
 )

@@ -19,6 +19,7 @@ FLOORS = (
     ("model",),
     ("model.packed", "model.patch_autoencoder"),
     ("biglearn_vae",),
+    ("biglearn_vae.hub",),
     ("trainer.ranks", "trainer.tasks"),
     ("trainer.engines.optimizers",),
     ("trainer.engines", "trainer.metrics"),

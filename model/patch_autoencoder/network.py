@@ -112,6 +112,6 @@ class PatchAutoencoder(nn.Module):
 
 def _in_portions(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """All rows at once for training; without gradients a portion after the other, which bounds the memory."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
         return compute(rows)
     return torch.cat([compute(portion) for portion in rows.split(_PORTION[rows.device.type])])

@@ -1,0 +1,1 @@
+"""An export as a model repository of the Hugging Face hub: the model card, the files beside the weights, ONNX."""
