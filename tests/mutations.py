@@ -472,9 +472,27 @@ MUTATIONS = (
     ),
     Mutation(
         "a-request-gets-the-seed-of-another-one",
-        "seed=[job.seed for job in jobs], first_index=[0] * len(jobs)",
-        "seed=[jobs[0].seed for _ in jobs], first_index=[0] * len(jobs)",
+        '"seed": [job.seed for job in jobs]',
+        '"seed": [jobs[0].seed for _ in jobs]',
         ("tests/serving/test_service.py", "-k", "batched_with"),
+    ),
+    Mutation(
+        "other-ways-of-filling-see-another-image",
+        "torch.stack([way(job.given[0], 0)[0, 0] for way in ways]) for job in jobs",
+        "torch.stack([way(job.given[0], 1)[0, 0] for way in ways]) for job in jobs",
+        ("tests/serving/test_service.py", "-k", "other_ways"),
+    ),
+    Mutation(
+        "the-page-counts-the-error-of-what-is-known",
+        "if (of.known[pixel]) continue;",
+        "if (of.known[pixel]) count += 3;",
+        ("tests/launch/test_page.py", "-k", "keep_what_is_known"),
+    ),
+    Mutation(
+        "the-page-shows-notes-of-the-last-question-alone",
+        "say([...said, ...inpainted.notes].join",
+        "say(inpainted.notes.join",
+        ("tests/launch/test_page.py", "-k", "with_a_reason"),
     ),
     Mutation(
         "jobs-of-other-numbers-go-together",
