@@ -201,7 +201,7 @@ def test_nobody_waits_for_a_tracker_that_hangs(tracked, caplog, monkeypatch):
             sink({"step": step, "loss": None if step == 2 else 1.0, "images": step})
     assert caplog.messages == [
         "wandb is slower than the training: it gets a part of the steps",
-        "wandb has not taken the last lines within 0.1 seconds",
+        "wandb does not answer: it has not taken the last lines within 0.1 s",
     ]
     answers.set()
     sink._feeds[0]._thread.join()

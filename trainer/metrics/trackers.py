@@ -133,7 +133,7 @@ class _Feed:
         """Wait until the tracker has taken everything, and is closed."""
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
-            log.warning("%s has not taken the last lines within %g seconds", self._name, _CLOSE_S)
+            log.warning("%s does not answer: it has not taken the last lines within %g s", self._name, _CLOSE_S)
 
     def _work(self) -> None:
         try:
