@@ -31,6 +31,7 @@ class RunPaths:
         self.checkpoints = self.path / "checkpoints"
         self.codec = self.path / CODEC
         self.samples, self.reports = self.path / "samples", self.path / "reports"
+        self.trackers = self.path / "trackers"
 
     def record(self) -> RunRecord:
         """What run.json holds; an empty one where it cannot be read."""

@@ -168,6 +168,8 @@ def _typed(value, annotation, where: str):
         return value
     if NoneType in members and is_null(value):
         return None
+    if all(get_origin(member) in (tuple, list) for member in members):
+        raise UserError(f"{where}: Input should be a list, as [a, b] (it is {printable(value)!r})")
     if str in members:
         return os.path.expanduser(value) if value.startswith("~") and value != "~" else str(value)
     for kind in (int, float):

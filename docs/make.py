@@ -109,6 +109,8 @@ def _kind(annotation) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join("null" if kind is NoneType else _kind(kind) for kind in arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list of: {_kind(arguments[0])}"
     if origin is tuple:
         return f"{len(arguments)} of: {_kind(arguments[0])}"
     return _WORDS[annotation]

@@ -67,11 +67,15 @@ def dry_run(config) -> int:
     from trainer.choices import choose, ways_of
     from trainer.config import dump_config
     from trainer.memory import expected_memory
+    from trainer.metrics.trackers import require_trackers
     from trainer.ranks.launcher import adopt_environment
     from trainer.ranks.world import device_type
+    from trainer.run_directory import RunDirectory
     from trainer.tasks.cost import measure_cost
 
     rank, world_size, _ = adopt_environment()
+    if rank == 0:
+        require_trackers(config.metrics.trackers, RunDirectory(config.run_dir).trackers)
     task = meta_task(config)
     config.micro_batch_size(world_size)
     parameters = sum(p.numel() for p in task.parameters())

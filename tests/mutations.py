@@ -572,4 +572,28 @@ MUTATIONS = (
         "return vae.decode_portion(given, z_BZ)",
         ("tests/biglearn_vae/hub/test_onnx_graphs.py", "-k", "any_batch"),
     ),
+    Mutation(
+        "tensorboard-shows-what-was-made-again-twice",
+        "purge_step=run.step + 1",
+        "purge_step=None",
+        ("tests/trainer/test_trackers.py", "-k", "tensorboard_has"),
+    ),
+    Mutation(
+        "mlflow-begins-a-new-run-at-each-start",
+        "if found and not tracker.run_id:",
+        "if not found and tracker.run_id:",
+        ("tests/trainer/test_trackers.py", "-k", "mlflow_has"),
+    ),
+    Mutation(
+        "lines-wait-without-end",
+        "if len(self._lines) < _MOST_WAITING:",
+        "if len(self._lines) >= 0:",
+        ("tests/trainer/test_trackers.py", "-k", "hangs"),
+    ),
+    Mutation(
+        "the-last-lines-do-not-reach-a-tracker",
+        "is_last = self._ended.wait(_PAUSE_S)\n",
+        "is_last = self._ended.wait(_PAUSE_S)\n                    if is_last:\n                        break\n",
+        ("tests/trainer/test_trackers.py", "-k", "breaks_off"),
+    ),
 )

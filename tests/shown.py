@@ -32,8 +32,11 @@ class Shown:
         return f"{self.place}: {self.line}"
 
     def meant(self) -> list[str]:
-        """The line without its brackets: [key=a|b] is the one, then the other; of [key=value ...] nothing is left."""
-        outside, inside = (re.split(r"\[(.*?)\]", self.line)[first::2] for first in (0, 1))
+        """The line without its brackets: [key=a|b] is the one, then the other; of [key=value ...] nothing is left.
+
+        A list, key=[a, b], stays.
+        """
+        outside, inside = (re.split(r"(?<!=)\[(.*?)\]", self.line)[first::2] for first in (0, 1))
         lines = []
         for chosen in itertools.product(*map(_choices, inside)):
             parts = itertools.zip_longest(outside, chosen, fillvalue="")

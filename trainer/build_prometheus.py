@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from biglearn_vae.checkpoint import State
-from data.errors import printable
 from trainer.build import meta_task
 from trainer.config import Config
 from trainer.metrics.exposition import Exposition, known_peak
@@ -26,8 +25,7 @@ def make_prometheus_server(
     spent: seconds of training until there, and device-seconds, one device a rank.
     """
     record = run.record()
-    name = f"{printable(run.path.resolve().name)}-{record.id[:6]}"  # stays the same when it is started again
-    labels = {"run": name, "model": config.method, "dataset": config.data.source, "rank": str(world.rank)}
+    labels = {"run": run.name, "model": config.method, "dataset": config.data.source, "rank": str(world.rank)}
     labels |= {"start": str(record.starts)}  # series of their own: what is made again would look like a counter's reset
     labels |= {"slurm_job_id": job} if (job := os.environ.get("SLURM_JOB_ID")) else {}
     is_watched = config.metrics.port is not None or config.metrics.pushgateway

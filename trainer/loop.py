@@ -21,6 +21,7 @@ from trainer.evaluation import evaluate
 from trainer.metrics.json_lines import JsonLines
 from trainer.metrics.progress import ProgressBar
 from trainer.metrics.recorder import Metrics, require_finite
+from trainer.metrics.trackers import TrackedRun, Trackers, require_trackers
 from trainer.ranks.stop import StopRequest
 from trainer.ranks.world import World
 from trainer.resume import identity, restore, warn_of_jump
@@ -36,6 +37,10 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     write a checkpoint after the step and return; the summary names the signal as `stopped_by`. Every rank calls
     this. Raises NonFiniteError and UserError on all ranks together.
     """
+    with world.agreed():
+        if world.is_main:
+            require_trackers(config.metrics.trackers, run.trackers)
+
     # What is trained, and on what.
     parts = build_parts(config, world)
     engine, task, train_stream, test_stream = parts.engine, parts.copy, parts.train_stream, parts.test_stream
@@ -60,7 +65,9 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             spent = sinks[0].spent
     world.require_same(run_id=run.record().id)  # all see the one folder
     prometheus = make_prometheus_server(config, world, run, task, state, spent)
-    metrics = Metrics(config.metrics, images, [*sinks, prometheus], state.skipped_steps)
+    tracked = TrackedRun(run.name, run.record().id, run.trackers, step, config.flat())
+    trackers = Trackers(config.metrics.trackers if world.is_main else (), tracked, world.device)
+    metrics = Metrics(config.metrics, images, [*sinks, prometheus, trackers], state.skipped_steps)
     writer = CheckpointWriter(run.checkpoints, config.checkpoint, engine, parts.shapes, [prometheus], state.images)
 
     def look(with_picture: bool) -> dict:
@@ -70,7 +77,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
             task.load_state_dict(engine.full_state("ema")["ema"])
             values = {"step": step, "images": images, **evaluate(task, test_stream, config.evaluate, world)}
             require_finite(values)
-            for sink in (*evaluations, prometheus):
+            for sink in (*evaluations, prometheus, trackers):
                 sink(values)
             if with_picture and world.is_main:
                 _draw(parts, config, values, run)
@@ -79,7 +86,7 @@ def train(config: Config, world: World, run: RunDirectory, resume: bool, stop: S
     start_images, owes_checkpoint = images, False
     (stopped,) = world.max_over_ranks(stop.signal is not None)
     values = world.broadcast(run.evaluation(images) if world.is_main else None)
-    with prometheus, writer, bar:
+    with prometheus, trackers, writer, bar:
         if values is None and not stopped and (images == 0 or images >= config.total_images):
             values = look(with_picture=not images)
         batches = micro_batches(train_stream, config, images, task.groups, world)

@@ -1,7 +1,7 @@
 """The folder of one run: what it was asked, what it measured, what it learned.
 
 config.yaml  run.json  lock  metrics.jsonl  evaluations.jsonl  checkpoints/  samples/  reports/
-and, where the model learns codes, codec.safetensors
+where the model learns codes, codec.safetensors, and what trackers of experiments write, trackers/
 """
 
 import logging
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from biglearn_vae.checkpoint import list_checkpoints, remove_leftovers
 from biglearn_vae.run_paths import RunPaths, RunRecord
-from data.errors import UserError
+from data.errors import UserError, printable
 from data.files import lock, make_folder, write_aside
 from model.patch_autoencoder.codec import PatchCodec
 from trainer.config import Config, dump_config
@@ -35,7 +35,7 @@ class RunDirectory(RunPaths):
 
     def _find(self) -> Path | None:
         """The first of all that a run writes."""
-        folders = (self.checkpoints, self.samples, self.reports)
+        folders = (self.checkpoints, self.samples, self.reports, self.trackers)
         files = (self.run_json, self.config, self.metrics, self.evaluations, self.codec)
         files += tuple(folder for folder in folders if not folder.is_dir())
         inside = (next(iter(sorted(folder.iterdir())), None) for folder in folders if folder.is_dir())
@@ -99,6 +99,11 @@ class RunDirectory(RunPaths):
         if codec:
             write_aside(self.codec, codec.to_bytes())
         write_aside(self.config, content)
+
+    @property
+    def name(self) -> str:
+        """By which monitoring knows this run: the same whenever it is started again."""
+        return f"{printable(self.path.resolve().name)}-{self.record().id[:6]}"
 
     def newest_checkpoint(self) -> Path | None:
         found = list_checkpoints(self.checkpoints)

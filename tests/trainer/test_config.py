@@ -68,6 +68,8 @@ def test_default_run_directory_names_configuration_and_method(root):
         ("train", "write section.key=value"),
         ("train.batch_size.x=1", "batch_size is a value, not a section"),
         ("objective.s_beta=[1", "not valid YAML"),
+        ("metrics.trackers=mlflow", "metrics.trackers: Input should be a list, as [a, b]"),
+        ("metrics.trackers=[mlflw]", "Input should be 'tensorboard', 'wandb', 'mlflow' or 'trackio' (it is 'mlflw')"),
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
         ("optimizer.name=sgd", "optimizer.name: Input should be 'muon' or 'adamw' (it is 'sgd')"),
         ("optimizer.muon.learning_rate=0", "optimizer.muon.learning_rate: Input should be greater than 0"),

@@ -52,6 +52,7 @@ def test_a_run_is_never_written_over(tiny):
         "checkpoints/x",
         "samples/x",
         "reports/x",
+        "trackers/x",
     ],
 )
 def test_anything_of_a_run_is_never_written_over(tmp_path, name):

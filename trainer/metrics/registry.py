@@ -119,4 +119,6 @@ class MetricsConfig(Section):
     host: str = "127.0.0.1"  # the address that it listens on; "0.0.0.0" opens it to other machines
     targets: str = "runs/targets"  # the folder where each rank says where it is to be found
     pushgateway: str | None = None  # URL that gets the last numbers of a finished run
+    # experiment trackers, as [tensorboard, mlflow], that get what the logs get; docs/monitoring.md
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     peak_flops: float | None = Field(None, gt=0)  # of a device; null: of the GPUs whose data sheets we know
