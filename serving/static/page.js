@@ -1,6 +1,6 @@
 // What the page asks of the service, and what it shows of the answers.
 import { Editor } from "./editor.js";
-import { decode, drawn, empty, error, heat, maskUrl, mean, spread, urlOf } from "./pictures.js";
+import { copy, decode, distance, drawn, empty, error, heat, maskUrl, mean, spread, urlOf } from "./pictures.js";
 
 const DRAWS = 8, INFERRED = 4, WAIT_MS = 3000;
 const find = (id) => document.getElementById(id);
@@ -9,7 +9,7 @@ let models = {}, offered = {};
 let name = "";
 let asked = 0;  // the number of the newest question: answers to older ones are dropped
 let seed = 0;
-let shown = {};  // what stands on the page now: known, draws, and rows of [heading, [[label, picture], ...]]
+let shown = {};  // what stands on the page now: draws, and rows of [label, picture]
 let chosen = [];
 
 const editor = new Editor(find("editor"), brush, () => ask(), sayWhere);
@@ -59,45 +59,44 @@ async function answerTo(question, content) {
 
 // Ask again for what is hidden now. said: what a person should read first.
 async function ask(said = []) {
-  const mine = ++asked, known = editor.now, model = models[name];
+  const mine = ++asked, known = copy(editor.now), model = models[name];
   const content = {
     model: name, image: urlOf(known), mask: maskUrl(known), observed: find("any").checked ? "any" : "all",
   };
   const isOld = () => mine !== asked;
   try {
-    const [inpainted, inferred] = await Promise.all([
-      post("inpaint", { ...content, draws: DRAWS, seed }), post("infer", { ...content, draws: INFERRED, seed }),
-    ]);
+    const inpainted = await post("inpaint", { ...content, draws: DRAWS, seed });
     if (isOld()) return;
-    show(known, inpainted.pictures, inferred.pictures);
+    show(known, inpainted.pictures);
     say([...said, ...inpainted.notes].join("; "));
+    const inferred = await post("infer", { ...content, draws: INFERRED, seed });
+    if (isOld()) return;
+    row("inferred", inferred.pictures.map((picture, k) => [`draw ${k + 1}`, picture]));
     await showBeside(content, model, isOld);
   } catch (fault) {
     if (!isOld()) say(fault.message, true);
   }
 }
 
-function show(known, draws, inferred) {
+function show(known, draws) {
   const truth = editor.isOriginal ? editor.truth : null;
   const scored = (label, picture) => {
     const value = truth && error(picture, truth, known);
     return [value === null ? label : `${label}: ${value.toFixed(4)}`, picture];
   };
-  const between = spread(draws), most = Math.max(...between);
-  const together = [scored("mean of the eight", mean(draws))];
-  together.push([`where they differ: up to ±${most.toFixed(2)}`, heat(between, known.side, most)]);
+  const heated = (label, values) => {
+    const most = Math.max(...values);
+    return [`${label}${most.toFixed(2)}`, heat(values, known.side, most)];
+  };
+  const middle = mean(draws);
+  const together = [scored("mean of the eight", middle), heated("where they differ: up to ±", spread(draws))];
   if (truth) {
-    const middle = mean(draws), off = between.map((_, pixel) => Math.sqrt([0, 1, 2].reduce(
-      (sum, c) => sum + ((middle.rgb[3 * pixel + c] - truth.rgb[3 * pixel + c]) / 255) ** 2 / 3, 0)));
-    const worst = Math.max(...off);
-    together.push([`error of the mean: up to ${worst.toFixed(2)}`, heat(off, known.side, worst)]);
-    together.push(["original", truth]);
+    together.push(heated("error of the mean: up to ", distance([middle], truth)), ["original", truth]);
   }
-  shown = { known, truth, scored, draws, rows: {} };
+  shown = { scored, draws, rows: {} };
   chosen = [];
   row("draws", draws.map((picture, k) => scored(`draw ${k + 1}`, picture)), choose);
   row("together", together);
-  row("inferred", inferred.map((picture, k) => [`draw ${k + 1}`, picture]));
   row("between", []);
   find("interpolate").disabled = true;
   enlarge();
@@ -224,7 +223,7 @@ function blank() {
 function download() {
   const rows = Object.entries({
     "known": [["", editor.now]], "completions": shown.rows.draws, "together": shown.rows.together,
-    "between two": shown.rows.between, "from z alone": shown.rows.inferred, "beside it": shown.rows.beside ?? [],
+    "between two": shown.rows.between, "from z alone": shown.rows.inferred ?? [], "beside it": shown.rows.beside ?? [],
   }).filter(([, labelled]) => labelled.length);
   const side = 96, left = 110, tall = side + 34, canvas = document.createElement("canvas");
   canvas.width = left + DRAWS * (side + 6);

@@ -60,15 +60,20 @@ export function mean(pictures) {
   return found;
 }
 
-// Standard deviation of each pixel over the pictures, the root of the mean variance of its channels, in 0..1.
-export function spread(pictures) {
-  const middle = mean(pictures), found = new Float32Array(middle.known.length);
+// Of each pixel the root of the mean squared difference from another picture, over channels and pictures, in 0..1.
+export function distance(pictures, other) {
+  const found = new Float32Array(other.known.length);
   for (const { rgb } of pictures) {
     rgb.forEach((value, at) => {
-      found[Math.floor(at / 3)] += ((value - middle.rgb[at]) / 255) ** 2 / 3 / pictures.length;
+      found[Math.floor(at / 3)] += ((value - other.rgb[at]) / 255) ** 2 / 3 / pictures.length;
     });
   }
   return found.map(Math.sqrt);
+}
+
+// The standard deviation of each pixel over the pictures.
+export function spread(pictures) {
+  return distance(pictures, mean(pictures));
 }
 
 // From black through red and yellow to white, white at `most`.

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import time
+import urllib.request
 from base64 import b64decode
 
 import numpy as np
@@ -279,6 +280,20 @@ def test_two_tabs_do_not_mix(page, address):
 def test_nothing_comes_from_elsewhere(page, address):
     read = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     assert all(name.startswith((address, "data:")) for name in page.browser.execute_script(read))
+    with urllib.request.urlopen(address) as answer:
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+
+
+def test_mistakes_are_one_line(start, digits_run, joint, tmp_path):
+    for options, reason in (
+        (("--model", joint), "a joint VAE knows no parts of images"),
+        (("--model", digits_run, "--shards", tmp_path), "index.json does not exist"),
+        (("--model", tmp_path), "holds no run, no checkpoint and no export"),
+    ):
+        done = start("python", "launch/page.py", "--port", "0", *options)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert reason in done.stderr
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(chromium, address):
