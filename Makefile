@@ -23,7 +23,7 @@ train: $(INSTALLED)
 
 # The model of `make train`, to be tried in a browser.
 page: $(INSTALLED)
-	test -e runs/digits_8x8-biglearn_u/checkpoints || $(MAKE) train
+	test -e runs/digits_8x8-biglearn_u/reports/summary.json || $(MAKE) train
 	$(BIN)/python launch/page.py --model runs/digits_8x8-biglearn_u
 
 test: $(INSTALLED)

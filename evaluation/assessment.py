@@ -88,6 +88,7 @@ def assess(
         "method": description.method,
         "mask_tokens": description.model.mask_tokens,
         "source": description.data.source,
+        "data_checksum": index.checksum,
         "parameters": sum(p.numel() for p in vae.model.parameters()),
         "images": description.images,
         "extent": asdict(extent),

@@ -35,44 +35,47 @@ class References:
 
 
 def fillers(vae: BigLearnVAE, references: References, draws: int, seed: int) -> dict[str, Filler]:
+    """By name: what the model can do, and the baselines."""
+    return {**fillers_of(vae, references.mean_HWC, draws, seed), **baselines(references)}
+
+
+def fillers_of(vae: BigLearnVAE, mean_HWC: Tensor, draws: int, seed: int) -> dict[str, Filler]:
     """By name. A BigLearn-VAE in-paints and infers; a joint VAE gets its missing part by the ways of its peers."""
-
-    def once(fill: Callable[[Observation], Tensor]) -> Filler:
-        return lambda given, _: given.complete(fill(given))[None]
-
-    def through_z(filled_BHWC: Tensor) -> Tensor:
-        return vae.decode(vae.encode(filled_BHWC).mu_BZ)
-
-    def mean_of_codes(of_images: Callable[..., Tensor]) -> Filler:
-        return lambda given, _: given.complete(of_images(given, draws=0)[0])[None]
-
-    mean_HWC = references.mean_HWC
-    without_model = {
-        "Gaussian": once(references.gaussian.fill),
-        "mean image": once(lambda given: mean_HWC.expand_as(given.images_BHWC)),
-        "nearest neighbour": once(lambda given: nearest(given, references.images_NHWC)),
-    }
     if not vae.method.is_conditional:
 
         def chain(given: Observation, first_index: int) -> Tensor:
             return vae.pseudo_gibbs(given, draws=draws, start_HWC=mean_HWC, seed=seed, first_index=first_index)
 
+        def through_z(filled_BHWC: Tensor) -> Tensor:
+            return vae.decode(vae.encode(filled_BHWC).mu_BZ)
+
         return {
-            "zero filling": once(lambda given: through_z(given.images_BHWC)),
-            "mean filling": once(lambda given: through_z(given.complete(mean_HWC.expand_as(given.images_BHWC)))),
+            "zero filling": _once(lambda given: through_z(given.images_BHWC)),
+            "mean filling": _once(lambda given: through_z(given.complete(mean_HWC.expand_as(given.images_BHWC)))),
             "pseudo-Gibbs": chain,
-            **without_model,
         }
 
     def draw(given: Observation, first_index: int) -> Tensor:
         return vae.inpaint(given, draws=draws, seed=seed, first_index=first_index)
 
     return {
-        "in-painting, mean z": mean_of_codes(vae.inpaint),
+        "in-painting, mean z": _once(lambda given: vae.inpaint(given, draws=0)[0]),
         DRAWN: draw,
-        "inference, mean z": mean_of_codes(vae.infer),
-        **without_model,
+        "inference, mean z": _once(lambda given: vae.infer(given, draws=0)[0]),
     }
+
+
+def baselines(references: References) -> dict[str, Filler]:
+    """By name: what fills without a network."""
+    return {
+        "Gaussian": _once(references.gaussian.fill),
+        "mean image": _once(lambda given: references.mean_HWC.expand_as(given.images_BHWC)),
+        "nearest neighbour": _once(lambda given: nearest(given, references.images_NHWC)),
+    }
+
+
+def _once(fill: Callable[[Observation], Tensor]) -> Filler:
+    return lambda given, _: given.complete(fill(given))[None]
 
 
 def nearest(given: Observation, images_NHWC: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ def _evaluation(vae, directory) -> str:
     images = vae.description.images
     with suppress(UserError):
         report = read_report(directory.reports / "evaluation.json")
-        if report["images"] == images:
+        of_these = vae.description.data_checksum in (None, report.get("data_checksum"))
+        if report["images"] == images and of_these:
             text = (
                 f"By `launch/evaluate.py`: ELBOs with variance 1 and bounds with variance β, in nats, of"
                 f" {report['latent']['images']:,} test images; the squared error a pixel of what four masks hide in"
@@ -125,7 +126,8 @@ def _evaluation(vae, directory) -> str:
     trained_on = names if vae.method.is_conditional else [name for name in names if name.startswith("joint")]
     rows = [f"| {names[name]} | {line[name]:.4g} |" for name in trained_on if name in line]
     split = "held-out training" if vae.description.data.holdout else "test"
-    text = f"Of {split} images, by the training: ELBOs with variance 1, in nats; errors of filling in with mean z."
+    text = f"Of {split} images, by the training: ELBOs with variance 1, in nats"
+    text += "; errors of filling in with mean z." if vae.method.is_conditional else "."
     return "\n".join([text, "", "| | |", "|---|---|", *rows])
 
 

@@ -7,13 +7,14 @@ do and, where its run is given too, a joint VAE. docs/page.md shows it.
 import logging
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
     from launch.commands.cli import Parser, find_device, run, show_warnings, whole_number
-    from launch.commands.http import add_options, import_service, load_models, named_paths, serve
+    from launch.commands.http import LOOPBACK, add_options, import_service, load_models, named_paths, serve
 except ModuleNotFoundError as error:
     print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
     sys.exit(2)
@@ -23,7 +24,7 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from biglearn_vae.capabilities import BigLearnVAE
     from data.read.stream import Stream
-    from serving.served import Ways
+    from serving.served import Fillers
 
 log = logging.getLogger("data")
 
@@ -53,29 +54,33 @@ def main(arguments: list[str]) -> int:
     models = load_models(paths, find_device(options.device), _BATCH_IMAGES)
     if not any(vae.method.is_conditional for vae in models.values()):
         raise UserError("a joint VAE knows no parts of images: give a BigLearn-VAE with --model, too")
-    images, ways = {}, {}
-    for name, vae in models.items():
-        if splits := _splits(vae, paths[name], options.shards):
-            images[name] = _test_images(splits[1], options.images)
-            ways[name] = _learn_ways(vae, splits[0])
-    app = Service(models, batch_images=_BATCH_IMAGES, ways=ways).app()
-    add_page(app, images)
+    splits = {name: found for name, vae in models.items() if (found := _splits(vae, paths[name], options.shards))}
+    app = Service(models, batch_images=_BATCH_IMAGES, fillers=_learn_fillers(models, splits)).app()
+    add_page(
+        app,
+        {name: _test_images(test, options.images) for name, (_, _, test) in splits.items()},
+        hosts=None if options.host not in LOOPBACK else LOOPBACK,
+    )
     serve(app, options.host, options.port, lambda url: f"open {url} in a browser")
     return 0
 
 
-def _splits(vae: "BigLearnVAE", path: Path, shards: str | None) -> "tuple[Stream, Stream] | None":
-    """Training and test images; None, and a warning, where they are not to be had."""
+# Checksum of the images, and the streams of those of the training and of the test.
+_Splits = tuple[str, "Stream", "Stream"]
+
+
+def _splits(vae: "BigLearnVAE", path: Path, shards: str | None) -> _Splits | None:
+    """None, and a warning, where they are not to be had."""
     from biglearn_vae.find_images import open_images
     from biglearn_vae.images import open_stream
 
     try:
         data, index = open_images(vae.description, path, shards)
-        return open_stream(data, index, "train", seed=None), open_stream(data, index, "test", seed=None)
+        return index.checksum, *(open_stream(data, index, split, seed=None) for split in ("train", "test"))
     except UserError as error:
         if shards:
             raise
-        log.warning("%s: no test images to choose from, and no other ways of filling beside it (%s)", path, error)
+        log.warning("%s: no test images to choose from, and no baselines beside it (%s)", path, error)
         return None
 
 
@@ -86,22 +91,34 @@ def _test_images(test: "Stream", count: int) -> list:
     return list(images_NHWC)
 
 
-def _learn_ways(vae: "BigLearnVAE", train: "Stream") -> "Future[Ways]":
-    """Other ways of filling than the model's own draws, of training images; there when they have been read."""
-    from evaluation.assessment import Extent, references_of
-    from evaluation.inpainting import DRAWN, fillers
+def _learn_fillers(models: "Mapping[str, BigLearnVAE]", splits: Mapping[str, _Splits]) -> "dict[str, Future[Fillers]]":
+    """Of each model with images: its own ways to fill but for the draws, which the page asks for, and the baselines.
 
-    found: Future[Ways] = Future()
+    They come one after another, from a thread, as reading the training images takes its time.
+    """
+    from evaluation.assessment import Extent, references_of
+    from evaluation.inpainting import DRAWN, References, baselines, fillers_of
+
+    found: dict[str, Future[Fillers]] = {name: Future() for name in splits}
 
     def learn() -> None:
-        try:
-            references = references_of(train, Extent(), vae.description.data.patch_size)
-            ways = fillers(vae, references, draws=1, seed=0)
-            found.set_result({name: way for name, way in ways.items() if name != DRAWN})
-        except Exception as error:
-            found.set_exception(error)
+        known: dict[tuple[str, int], References] = {}  # what models of the same images share
+        for name, (checksum, train, _) in splits.items():
+            vae = models[name]
+            patch_size = vae.description.data.patch_size
+            try:
+                if (checksum, patch_size) not in known:
+                    known[checksum, patch_size] = references_of(train, Extent(), patch_size)
+                references = known[checksum, patch_size]
+                own = fillers_of(vae, references.mean_HWC, draws=1, seed=0)
+                own.pop(DRAWN, None)
+                others = baselines(references) if vae.method.is_conditional else {}
+                found[name].set_result({**own, **others})
+            except Exception as error:
+                log.exception("the baselines of %s", name)
+                found[name].set_exception(UserError(f"the baselines could not be learned: {error}"))
 
-    threading.Thread(target=learn, name="ways", daemon=True).start()
+    threading.Thread(target=learn, name="baselines", daemon=True).start()
     return found
 
 

@@ -35,7 +35,7 @@ from serving.questions import (
     as_png,
     parse,
 )
-from serving.served import Served, Ways
+from serving.served import Fillers, Served
 
 QUESTIONS: dict[str, type[Question]] = {
     "inpaint": Inpaint,
@@ -55,7 +55,8 @@ _COUNTED_FROM_0 = (200, 429, 500)  # or Prometheus would take the first for none
 class Service:
     """models: by the names that requests give. token: what requests must carry, if not None.
 
-    ways: other ways to fill what is missing, by the names of the models, for POST /v1/fill.
+    fillers: other ways to fill what is missing, by the names of the models, for POST /v1/fill; as futures, of which one
+    that fails has a UserError.
     """
 
     def __init__(
@@ -67,9 +68,9 @@ class Service:
         wait_s: float = 0.005,
         most_waiting: int = 1024,
         token: str | None = None,
-        ways: Mapping[str, Future[Ways]] | None = None,
+        fillers: Mapping[str, Future[Fillers]] | None = None,
     ):
-        self._models = {name: Served(vae, (ways or {}).get(name)) for name, vae in models.items()}
+        self._models = {name: Served(vae, (fillers or {}).get(name)) for name, vae in models.items()}
         self._limits, self._token = limits or Limits(), token
         self._metrics, self._is_ready = Metrics(), False
         self._how = {"most_images": batch_images, "wait_s": wait_s, "most_waiting": most_waiting}
@@ -182,9 +183,10 @@ class Service:
     def _list(self) -> dict[str, Any]:
         def described(served: Served) -> dict[str, Any]:
             of, data = served.vae.description, served.vae.description.data
+            seen = {"images_seen": of.images, "data_checksum": of.data_checksum}
             size = {"image_size": data.image_size, "patch_size": data.patch_size, "latent_dim": of.model.latent_dim}
-            can = {"is_conditional": served.vae.method.is_conditional, "fills": served.ways is not None}
-            return {"method": of.method, "source": data.source, "images_seen": of.images, **size, **can}
+            can = {"is_conditional": served.vae.method.is_conditional, "fills": served.fillers is not None}
+            return {"method": of.method, "source": data.source, **seen, **size, **can}
 
         return {"models": {name: described(served) for name, served in self._models.items()}}
 

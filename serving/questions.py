@@ -113,11 +113,11 @@ class Fill(Incomplete):
     """What is missing, filled by each way there is, the closed-form Gaussian and the mean image among them."""
 
     def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
-        if served.ways is None:
+        if served.fillers is None:
             raise RefusedError(422, "this model is served without other ways to fill")
-        if not served.ways.done():
-            raise RefusedError(503, "the other ways to fill are being learned: ask again")
-        names = tuple(served.ways.result())
+        if not served.fillers.done():
+            raise RefusedError(503, "the training images are being read, for the Gaussian and its like: ask again")
+        names = tuple(served.fillers.result())
         return Job(served.fill, len(names), (self.known(served, limits, notes),), names=names)
 
 

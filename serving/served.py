@@ -1,4 +1,4 @@
-"""What is served: a model, and other ways to do what it does."""
+"""What is served: a model, and other ways to fill what is missing, beside which it is judged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,17 +12,17 @@ from biglearn_vae.observation import Observation
 from serving.jobs import Job
 
 # (what is known, number of the first image) -> images with the missing part filled, (draws, B, H, W, 3); by name
-Ways = Mapping[str, Callable[[Observation, int], Tensor]]
+Fillers = Mapping[str, Callable[[Observation, int], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """ways: to fill what is missing, as soon as they are there; None where there are none."""
+    """fillers: as soon as they are there; None where there are none."""
 
     vae: BigLearnVAE
-    ways: "Future[Ways] | None" = None
+    fillers: "Future[Fillers] | None" = None
 
     def fill(self, vae: BigLearnVAE, jobs: Sequence[Job]) -> list[Tensor]:
-        """Work: each image filled by every way, (ways, H, W, 3). One image at a time: a chain draws by its number."""
-        ways = self.ways.result().values()
-        return [torch.stack([way(job.given[0], 0)[0, 0] for way in ways]) for job in jobs]
+        """Work: an image by each filler, (fillers, H, W, 3); one at a time, as chains draw by the image's number."""
+        fillers = self.fillers.result().values()
+        return [torch.stack([fill(job.given[0], 0)[0, 0] for fill in fillers]) for job in jobs]

@@ -478,9 +478,21 @@ MUTATIONS = (
     ),
     Mutation(
         "other-ways-of-filling-see-another-image",
-        "torch.stack([way(job.given[0], 0)[0, 0] for way in ways]) for job in jobs",
-        "torch.stack([way(job.given[0], 1)[0, 0] for way in ways]) for job in jobs",
+        "torch.stack([fill(job.given[0], 0)[0, 0] for fill in fillers]) for job in jobs",
+        "torch.stack([fill(job.given[0], 1)[0, 0] for fill in fillers]) for job in jobs",
         ("tests/serving/test_service.py", "-k", "other_ways"),
+    ),
+    Mutation(
+        "the-page-sends-what-was-erased",
+        'this.set(pixel, "erase")',
+        "this.now.known[pixel] = 0",
+        ("tests/launch/test_page.py", "-k", "not_sent"),
+    ),
+    Mutation(
+        "other-sites-may-ask-the-page",
+        "origin is not None and urlsplit(origin).netloc != host",
+        "origin is None",
+        ("tests/launch/test_page.py", "-k", "elsewhere"),
     ),
     Mutation(
         "the-page-counts-the-error-of-what-is-known",
@@ -490,8 +502,8 @@ MUTATIONS = (
     ),
     Mutation(
         "the-page-shows-notes-of-the-last-question-alone",
-        "say([...said, ...inpainted.notes].join",
-        "say(inpainted.notes.join",
+        "new Set([...said, ...inpainted.notes])",
+        "new Set(inpainted.notes)",
         ("tests/launch/test_page.py", "-k", "with_a_reason"),
     ),
     Mutation(
@@ -556,8 +568,8 @@ MUTATIONS = (
     ),
     Mutation(
         "figures-of-another-checkpoint",
-        'if report["images"] == images:',
-        "if report:",
+        'if report["images"] == images and of_these:',
+        "if of_these:",
         ("tests/launch/test_export.py", "-k", "figures_of_a_card"),
     ),
     Mutation(
@@ -586,8 +598,8 @@ MUTATIONS = (
     ),
     Mutation(
         "lines-wait-without-end",
-        "if len(self._lines) < _MOST_WAITING:",
-        "if len(self._lines) >= 0:",
+        "= deque(maxlen=_MOST_WAITING)",
+        "= deque()",
         ("tests/trainer/test_trackers.py", "-k", "hangs"),
     ),
     Mutation(

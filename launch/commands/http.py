@@ -2,13 +2,14 @@
 
 import argparse
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from launch.commands.cli import Parser, say
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from biglearn_vae.capabilities import BigLearnVAE
     from serving.app import Service
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that nobody else can ask
 _CONNECTIONS = 256
 
 
@@ -53,9 +55,11 @@ def named_paths(given: list[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals:
-            name, path = Path(text).resolve().name, text
-        if not name or name in paths:
+        if not equals or os.path.exists(os.path.expanduser(text)):
+            name, path = printable(Path(text).expanduser().resolve().name), text
+        if not name:
+            raise UserError(f"{text} gives the model no name: name it, as --model NAME=PATH")
+        if name in paths:
             raise UserError(f"two models are called {name}: name them, as --model NAME=PATH")
         paths[name] = Path(path).expanduser()
     return paths
@@ -80,8 +84,7 @@ def serve(app: "FastAPI", host: str, port: int, words: Callable[[str], str]) -> 
     import uvicorn
 
     with _listening(host, port) as listener:
-        host, port = listener.getsockname()[:2]
-        say(words(f"http://{host}:{port}"))
+        say(words(_url(*listener.getsockname()[:2])))
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -94,6 +97,13 @@ def serve(app: "FastAPI", host: str, port: int, words: Callable[[str], str]) -> 
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listener])
     say("ended")
+
+
+def _url(host: str, port: int) -> str:
+    """Where a browser finds what listens at an address; of all addresses of a machine, by its name."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -13,10 +13,10 @@ export class Editor {
     this.moved = moved;
     this.now = this.truth = this.second = null;
     this.before = [];
-    this.at = null;
+    this.at = [0, 0];  // a pixel, where the keyboard is
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
     canvas.addEventListener("pointermove", (event) => this.go(event));
-    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => this.end());
+    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => this.end(event));
     canvas.addEventListener("keydown", (event) => this.key(event));
     for (const kind of ["focus", "blur"]) canvas.addEventListener(kind, () => this.draw());
   }
@@ -60,7 +60,7 @@ export class Editor {
       }
       const half = new Set(patches.slice(0, patches.length / 2));
       this.now = copy(this.truth);
-      this.now.known.forEach((_, pixel) => { if (half.has(this.patchOf(pixel))) this.now.known[pixel] = 0; });
+      this.now.known.forEach((_, pixel) => { if (half.has(this.patchOf(pixel))) this.set(pixel, "erase"); });
     });
   }
 
@@ -82,7 +82,7 @@ export class Editor {
   }
 
   begin(event) {
-    if (!this.now || event.button) return;
+    if (!this.now || event.button || !event.isPrimary) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.remember();
     this.last = null;
@@ -91,7 +91,7 @@ export class Editor {
   }
 
   go(event) {
-    if (!this.isPainting) return;
+    if (!this.isPainting || !event.isPrimary) return;
     const box = this.canvas.getBoundingClientRect();
     const here = [event.clientX - box.left, event.clientY - box.top].map((x) => x / box.width * this.now.side);
     const from = this.last ?? here, steps = Math.ceil(2 * Math.hypot(here[0] - from[0], here[1] - from[1])) || 1;
@@ -102,8 +102,8 @@ export class Editor {
     this.draw();
   }
 
-  end() {
-    if (!this.isPainting) return;
+  end(event) {
+    if (!this.isPainting || !event.isPrimary) return;
     this.isPainting = false;
     this.changed();
   }
@@ -137,13 +137,12 @@ export class Editor {
   key(event) {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!this.now || (event.ctrlKey || event.metaKey) !== (event.key === "z")) return;
+    const [column, row, wide] = this.cursor;
     if (step) {
-      const most = this.now.side / this.patch - 1;
-      this.at = this.at.map((place, axis) => Math.min(most, Math.max(0, place + step[axis])));
+      const most = this.now.side / wide - 1;
+      this.at = [column, row].map((place, axis) => wide * Math.min(most, Math.max(0, place + step[axis])));
     } else if (event.key === " ") {
-      this.remember();
-      this.paint((this.at[0] + 0.5) * this.patch, (this.at[1] + 0.5) * this.patch);
-      this.changed();
+      if (!event.repeat) this.change(() => this.paint((column + 0.5) * wide, (row + 0.5) * wide));
     } else if (event.key === "z") {
       this.undo();
     } else {
@@ -151,7 +150,14 @@ export class Editor {
     }
     event.preventDefault();
     this.draw();
-    this.moved(this.at, this.now.known[(this.at[1] * this.now.side + this.at[0]) * this.patch]);
+    const [x, y, cell] = this.cursor, middle = Math.floor(cell / 2);
+    this.moved([x, y], this.now.known[(y * cell + middle) * this.now.side + x * cell + middle]);
+  }
+
+  // Where the keyboard is: column, row, and the pixels that one of them is wide, a patch or a pixel.
+  get cursor() {
+    const wide = this.brush().whole ? this.patch : 1;
+    return [...this.at.map((pixel) => Math.floor(pixel / wide)), wide];
   }
 
   draw() {
@@ -168,10 +174,10 @@ export class Editor {
       context.strokeRect(-1, line - 0.5, length + 2, 0);
     }
     if (document.activeElement === this.canvas && this.canvas.matches(":focus-visible")) {
-      const wide = patch * pixel;
+      const [column, row, cell] = this.cursor, wide = cell * pixel;
       context.strokeStyle = "#ff7a00";
       context.lineWidth = 4;
-      context.strokeRect(this.at[0] * wide + 2, this.at[1] * wide + 2, wide - 4, wide - 4);
+      context.strokeRect(column * wide, row * wide, wide, wide);
     }
   }
 

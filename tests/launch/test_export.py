@@ -34,8 +34,10 @@ def exported(monkeypatch, tmp_path):
     return call
 
 
-def test_a_run_becomes_a_repository_with_its_figures_and_its_picture(exported, digits_run):
-    folder, card = exported("--license", "mit", model=digits_run)
+def test_a_run_becomes_a_repository_with_its_figures_and_its_picture(exported, digits_run, tmp_path):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    (run / "reports/evaluation.json").unlink(missing_ok=True)  # of a test before
+    folder, card = exported("--license", "mit", model=run)
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", "preview.png"}
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
     line = json.loads((digits_run / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -44,21 +46,23 @@ def test_a_run_becomes_a_repository_with_its_figures_and_its_picture(exported, d
     assert (folder / "preview.png").read_bytes() == (digits_run / "samples/img-000000040000.png").read_bytes()
 
 
-@pytest.mark.parametrize("images", [40_000, 39_000])
-def test_the_figures_of_a_card_are_those_of_its_weights(exported, digits_run, tmp_path, images):
+@pytest.mark.parametrize(("images", "of_its_data"), [(40_000, True), (39_000, True), (40_000, False)])
+def test_the_figures_of_a_card_are_those_of_its_weights(exported, digits_run, tmp_path, images, of_its_data):
     """Of the full evaluation, where there is one; without one, and without a picture, of none."""
     run = shutil.copytree(digits_run, tmp_path / "run")
     filling = [{"mask": mask, "way": "mean image", "images": 7, "error": 0.5} for mask in STANDARD_MASKS]
     report = dict.fromkeys(_PARTS) | {"format": FORMAT, "images": images, "bounds": [], "filling": filling}
     report |= {"elbos": dict.fromkeys(ELBOS, -1.25), "gaussian": {"joint_elbo": None, "log_density": None}}
     report |= {"latent": {"active_units": 3, "dimensions": 32, "images": 9}}
+    checksum = BigLearnVAE.load(run).description.data_checksum
+    report["data_checksum"] = checksum if of_its_data else "of others"
     (run / "reports/evaluation.json").write_text(json.dumps(report))
     line = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
     (run / "evaluations.jsonl").write_text(json.dumps(line | {"images": 39_000}) + "\n")
     (run / "samples/img-000000040000.png").unlink()
     folder, card = exported(model=run)
-    assert ("active latent units" in card) == ("-1.25" in card) == (images == 40_000)
-    assert ("These weights were not evaluated." in card) == (images != 40_000)
+    assert ("active latent units" in card) == ("-1.25" in card) == (images == 40_000 and of_its_data)
+    assert ("These weights were not evaluated." in card) == (images != 40_000 or not of_its_data)
     assert "![Test images" in card
     assert Image.open(folder / "preview.png").height > 600
 

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import time
+import urllib.error
 import urllib.request
 from base64 import b64decode
 
@@ -114,7 +115,7 @@ class Page:
     def answered(self) -> None:
         """Wait until all answers are there, those to what the page asks again when it got a 503, too."""
         read = "return document.body.dataset.asks"
-        self.wait(lambda: self.browser.execute_script(read) == "0" and self.sources("beside"))
+        self.wait(lambda: self.browser.execute_script(read) == "0" and len(self.sources("beside")) == 8)
 
     def press(self, name: str) -> None:
         self.does(self.find(name).click)
@@ -171,7 +172,7 @@ def test_completions_keep_what_is_known_and_differ_where_it_is_not(page):
 
 def test_beside_it_stand_the_baselines_and_the_joint_vae(page):
     ways = {label.rpartition(": ")[0]: float(label.rpartition(": ")[2]) for label in page.labels("beside")}
-    assert {"Gaussian", "mean image", "nearest neighbour", "joint VAE, pseudo-Gibbs"} <= ways.keys()
+    assert {"Gaussian", "mean image", "nearest neighbour", "joint, pseudo-Gibbs"} <= ways.keys()
     assert ways["Gaussian"] < ways["mean image"]
     assert len(page.sources("inferred")) == 4
 
@@ -205,6 +206,33 @@ def test_the_keyboard_does_what_the_mouse_does(page):
     assert not changed[patch:].any()
     page.does(lambda: page.find("editor").send_keys(Keys.CONTROL, "z"))
     assert (page.pixels("draws") == original).all()
+    page.browser.execute_script("document.getElementById('size').value = 1")
+    page.find("whole").click()  # then it moves by pixels
+    page.browser.execute_script("arguments[0].focus()", page.find("editor"))
+    page.does(lambda: page.find("editor").send_keys(Keys.ARROW_DOWN, " "))
+    assert page.find("cursor").text == "Row 2, column 9: erased"
+    assert "63 known pixels lie in partly known patches" in page.message
+
+
+def test_what_was_erased_is_not_sent(page):
+    """Though the model is shown the rest of partly known patches, the original is not there."""
+    page.press("restore-all")
+    (original,) = page.pixels("together")[-1:]
+    page.press("erase-half")
+    is_hidden, is_drawn = (
+        pixels.any(-1).reshape(4, 8, 4, 8).any((1, 3))
+        for pixels in ((page.pixels("draws") != original).any(0), original)
+    )
+    row, column = (int(place) for place in np.argwhere(is_hidden & is_drawn)[0])
+    page.find("whole").click()
+    page.does(page.find("any").click)
+    page.browser.execute_script("document.getElementById('size').value = 1")
+    page.tool("restore")
+    page.drag(((column + 0.5) / 4 - 0.5, (row + 0.5) / 4 - 0.5))
+    patch = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+    draw = page.pixels("draws")[0][patch]
+    assert (draw == 0).all(-1).sum() >= 63
+    assert original[patch].any()
 
 
 def test_everything_has_a_name_for_those_who_do_not_see_it(page):
@@ -283,6 +311,10 @@ def test_nothing_comes_from_elsewhere(page, address):
     with urllib.request.urlopen(address) as answer:
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
         assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    for headers in ({"Host": "other.example"}, {"Origin": "http://other.example"}):
+        asked = urllib.request.Request(f"{address}/v1/generate", b"{}", headers)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(asked)
 
 
 def test_mistakes_are_one_line(start, digits_run, joint, tmp_path):

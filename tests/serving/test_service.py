@@ -122,12 +122,12 @@ def test_an_image_comes_back_as_it_is_taken(client):
 
 
 def test_other_ways_to_fill_are_there_when_they_have_been_learned(vae):
-    ways: Future = Future()
+    fillers: Future = Future()
     asked = {key: question(3)[key] for key in ("image", "mask")}
-    with serving({"digits": vae, "alone": vae}, ways={"digits": ways}) as client:
+    with serving({"digits": vae, "alone": vae}, fillers={"digits": fillers}) as client:
         assert client.ask("/v1/fill", asked | {"model": "alone"})[0] == 422
         assert client.ask("/v1/fill", asked | {"model": "digits"})[0] == 503
-        ways.set_result(
+        fillers.set_result(
             {
                 "grey": lambda given, _: given.complete(given.images_BHWC * 0 + 0.5)[None],
                 "drawn": lambda given, index: vae.inpaint(given, seed=1, first_index=index),

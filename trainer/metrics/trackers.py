@@ -31,7 +31,7 @@ _TAG = "biglearn.run"  # by which a run of MLflow is found again
 _PAUSE_S = 1.0  # after which a tracker gets the lines that have gathered
 _MOST_WAITING = 1000  # lines
 _MLFLOW_METRICS = 1000  # that it takes in one call
-_CLOSE_S = 20.0  # that a tracker gets for the last lines: less than the patience of launchers
+_CLOSE_S = 20.0  # that trackers get for the last lines: less than the patience of launchers
 _PACKAGES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -104,8 +104,9 @@ class Trackers:
     def __exit__(self, *_) -> None:
         for feed in self._feeds:
             feed.end()
+        deadline = time.monotonic() + _CLOSE_S
         for feed in self._feeds:
-            feed.join()
+            feed.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Feed:
@@ -113,25 +114,25 @@ class _Feed:
 
     def __init__(self, name: str, run: TrackedRun):
         self._name, self._run, self._is_behind = name, run, False
-        self._lines: deque[dict] = deque()
+        self._lines: deque[dict] = deque(maxlen=_MOST_WAITING)  # the oldest go first, so that the last results stay
         self._ended = Event()
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def put(self, line: dict) -> None:
-        if len(self._lines) < _MOST_WAITING:
-            self._lines.append(line)
-        elif self._thread.is_alive() and not self._is_behind:
+        is_full = len(self._lines) == _MOST_WAITING
+        if is_full and self._thread.is_alive() and not self._is_behind:
             self._is_behind = True
-            log.warning("%s is slower than the training: it gets a part of the steps", self._name)
+            log.warning("%s is slower than the training: it gets a part of the lines", self._name)
+        self._lines.append(line)
 
     def end(self) -> None:
         """Nothing comes any more."""
         self._ended.set()
 
-    def join(self) -> None:
+    def join(self, patience_s: float) -> None:
         """Wait until the tracker has taken everything, and is closed."""
-        self._thread.join(_CLOSE_S)
+        self._thread.join(patience_s)
         if self._thread.is_alive():
             log.warning("%s does not answer: it has not taken the last lines within %g s", self._name, _CLOSE_S)
 
