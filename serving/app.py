@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ QUESTIONS: dict[str, type[Question]] = {
 }
 _FILES, _FIELDS = 2, 8  # of a form
 _RETRY_S = 1
+_SMALL_VALUES = 2**16  # of images, which are written within some milliseconds
 _DECODED_AT_ONCE = 2  # requests, whose images may take hundreds of megabytes each
 _COUNTED_FROM_0 = (200, 429, 500)  # or Prometheus would take the first for none: it sees increases
 
@@ -144,14 +146,19 @@ class Service:
         batcher = self._batchers[name]
         try:
             batcher.require_room()
-            async with self._decoding:
-                job = await asyncio.to_thread(question.job, self._models[name], self._limits, notes)
+            read = partial(question.job, self._models[name], self._limits, notes)
+            if question.is_small:
+                job = read()  # a thread would cost more
+            else:
+                async with self._decoding:
+                    job = await asyncio.to_thread(read)
             result = await asyncio.wrap_future(batcher.submit(job))
         except FullError:
             raise RefusedError(429, "too many images wait: ask again in a second") from None
         except UserError as error:
             raise RefusedError(422, str(error)) from None
-        return {**await asyncio.to_thread(_shown, job, result), "notes": notes}
+        is_small = result.numel() <= _SMALL_VALUES
+        return {**(_shown(job, result) if is_small else await asyncio.to_thread(_shown, job, result)), "notes": notes}
 
     async def _body(self, request: Request) -> bytes | dict[str, Any]:
         """What a request holds, no more of it than it may; before anything is decoded."""

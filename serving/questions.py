@@ -1,6 +1,7 @@
 """What can be asked: fields and files of a request, read within limits, before anything of an image is decoded."""
 
 import io
+import math
 import warnings
 from base64 import b64encode
 from binascii import Error as Base64Error
@@ -24,6 +25,7 @@ from serving.served import Served
 
 _SEED = Annotated[int, Field(0, ge=0, lt=2**63, description="of all draws")]
 _FORMATS = ("PNG", "JPEG")
+_SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**16
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its files are so small that they are read within milliseconds, whatever they hold."""
+        files = [value for _, value in self if isinstance(value, bytes)]
+        return all(len(file) <= _SMALL_BYTES and math.prod(_header(file)) <= _SMALL_PIXELS for file in files)
 
 
 class Incomplete(Question):
@@ -219,16 +227,22 @@ def _read(
 
 
 def _size_of(name: str, content: bytes, limits: Limits) -> tuple[int, int]:
-    """Width and height of an image file, by its header alone."""
+    width, height = _header(content)
+    if not width * height:
+        raise RefusedError(422, f"{name}: no {' or '.join(_FORMATS)} file")
+    if width * height > limits.most_pixels:
+        raise RefusedError(413, f"{name}: it has more than {limits.most_pixels:,} pixels")
+    return width, height
+
+
+def _header(content: bytes) -> tuple[int, int]:
+    """Width and height that the header of an image file says; 0 of what is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                width, height = image.size
+                return image.size
     except Image.DecompressionBombError:
-        width, height = limits.most_pixels + 1, 1
+        return 2**31, 1
     except Exception:  # PIL's errors on damaged files are many
-        raise RefusedError(422, f"{name}: no {' or '.join(_FORMATS)} file") from None
-    if width * height > limits.most_pixels:
-        raise RefusedError(413, f"{name}: it has more than {limits.most_pixels:,} pixels")
-    return width, height
+        return 0, 0
