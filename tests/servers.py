@@ -84,8 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return
-        self.server.asked[path.name, start, stop] += 1  # before: who has enough may leave, or look, in the middle
         self.wfile.write(bytes(255 - byte for byte in body) if fault == "wrong" else body)
+        self.server.asked[path.name, start, stop] += 1
 
     def log_message(self, *_) -> None:
         pass
