@@ -84,8 +84,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return
-        self.wfile.write(bytes(255 - byte for byte in body) if fault == "wrong" else body)
-        self.server.asked[path.name, start, stop] += 1
+        self.server.asked[path.name, start, stop] += 1  # before, as who has it all may look at once
+        try:
+            self.wfile.write(bytes(255 - byte for byte in body) if fault == "wrong" else body)
+        except OSError:  # who asked has left
+            self.server.asked[path.name, start, stop] -= 1
 
     def log_message(self, *_) -> None:
         pass

@@ -45,7 +45,9 @@ def test_members_are_those_that_tarfile_finds(tmp_path, tar_format):
             assert found(storage_of(server.address), "a.tar") == expected
             read = sum(stop - start for (_, start, stop), count in server.asked.items() for _ in range(count))
             size = (tmp_path / "a.tar").stat().st_size
-            assert read < 0.8 * size if gives_ranges else read == size  # large members are stepped over
+            # Large members are stepped over; without ranges all is read once, and the request that found this out is
+            # dropped, which the server may notice late.
+            assert read < 0.8 * size if gives_ranges else read in (size, 2 * size)
 
 
 @pytest.mark.parametrize(
