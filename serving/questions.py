@@ -7,7 +7,7 @@ from base64 import b64encode
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -96,25 +96,23 @@ class Incomplete(Question):
 class Inpaint(Incomplete):
     """Several completions of an image of which a part is missing, by alpha 0 or by the mask."""
 
+    work: ClassVar[Work] = staticmethod(jobs.inpaint)
+
     draws: int = Field(1, ge=1, description="completions")
     seed: _SEED = 0
 
     def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
-        return self._drawn(jobs.inpaint, served, limits, notes)
-
-    def _drawn(self, work: Work, served: Served, limits: Limits, notes: list[str]) -> Job:
         _require_few("draws", self.draws, limits)
         given = self.known(served, limits, notes)
         if given.observed_BL.all():
             notes.append("nothing of the image is missing")
-        return Job(work, self.draws, (given,), self.seed)
+        return Job(self.work, self.draws, (given,), self.seed)
 
 
 class Infer(Inpaint):
     """From what is known of an image to its code z, and from z alone to whole images, for each draw of z."""
 
-    def job(self, served: Served, limits: Limits, notes: list[str]) -> Job:
-        return self._drawn(jobs.infer, served, limits, notes)
+    work: ClassVar[Work] = staticmethod(jobs.infer)
 
 
 class Fill(Incomplete):
