@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 try:
-    from launch.commands.cli import Parser, run, show_warnings
+    from launch.commands.cli import Parser, run, say, show_warnings
 except ModuleNotFoundError as error:
     print(f"error: {error}: install this checkout (`make install`), or set PYTHONPATH to it", file=sys.stderr)
     sys.exit(2)
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
     require_replaceable(out)
     directory = RunDirectory(run_of(Path(options.model)).path)
     shows, picture = _preview(vae, options.model, directory)
+    if options.onnx:
+        say("tracing the model for ONNX: up to a minute")
     files = {PREVIEW: picture} | (onnx_files(vae) if options.onnx else {})
     card = model_card(
         vae,
