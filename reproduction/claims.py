@@ -318,6 +318,6 @@ def choices(entries: Sequence[Entry]) -> Claim:
             shown = [", ".join(f"{key.rpartition('.')[2]} {recipe[key]}" for key in changed), *elbos]
             rows.append([title, *shown, str(entry.cell.figures["latent"]["active_units"]), " / ".join(errors)])
     errors = "errors, mean of 16 draws: " + " / ".join(STANDARD_MASKS)
-    head = ("", "recipe", "BigLearnELBO at β 0.01", "JointELBO at β 0.01", "active units", errors)
+    head = ("", "recipe", "BigLearnELBO at β 0.01, by its own Betas", "JointELBO at β 0.01", "active units", errors)
     because = f"{len(rows)} recipes, one seed each; a recipe is told by what differs from most"
     return Claim("f", paper, MEASURED if rows else NOT_RUN, because if rows else "", head, rows)
