@@ -260,7 +260,7 @@ def chains(entries: Sequence[Entry]) -> Claim:
 def modes(entries: Sequence[Entry]) -> Claim:
     """query_only against dense, at equal images and at equal time."""
     paper = "(Not of the paper.) Mask tokens that only ask learn at least as well as those that are keys, too"
-    rows, verdicts = [], {"images": [], "time": []}
+    rows, verdicts = [], {at: {method: [] for method in METHODS} for at in ("images", "time")}
     for group in comparisons(entries):
         found = {mode: of_mode(group, mode) for mode in MODES}
         for method in METHODS:
@@ -276,17 +276,20 @@ def modes(entries: Sequence[Entry]) -> Claim:
                         if ours is None or other is None:
                             shown.append("–")
                             continue
-                        verdicts[at].append(judged([sign * (ours - other)], [other]))
+                        verdicts[at][method].append(judged([sign * (ours - other)], [other]))
                         digits = 2 if sign > 0 else 4
                         shown.append(f"{ours:.{digits}f} / {other:.{digits}f}")
                     shown += ["–"] * (3 - len(shown))
                     rows.append([both[0].title, method, str(both[0].cell.seed), f"equal {at}", *shown])
-    because = "; ".join(
-        f"at equal {at} {which.count(HOLDS)} of {len(which)} figures" for at, which in verdicts.items() if which
-    )
+    said = {
+        at: [f"{method} {ran.count(HOLDS)} of {len(ran)}" for method, ran in by_method.items() if ran]
+        for at, by_method in verdicts.items()
+    }
+    because = "; ".join(f"at equal {at}, figures of {', '.join(counts)}" for at, counts in said.items() if counts)
     because += " (at equal time the slower one is stopped before its learning rate has fallen)"
     head = ("query_only / dense", "method", "seed", "at", "JointELBO", "error, half seen", "fifth seen")
-    return Claim("e", paper, together([*verdicts["images"], *verdicts["time"]]), because, head, rows)
+    all_of_them = [verdict for by_method in verdicts.values() for ran in by_method.values() for verdict in ran]
+    return Claim("e", paper, together(all_of_them), because, head, rows)
 
 
 def _at(curve: Sequence[dict], name: str, seconds: float | None) -> float | None:

@@ -141,7 +141,9 @@ def test_modes_are_compared_at_equal_images_and_at_equal_time(entry):
     images, time = claim.rows
     assert images[4:] == ["-4.00 / -3.00", "0.0200 / 0.0150", "0.0200 / 0.0150"]
     assert time[4:] == ["-4.00 / -6.00", "0.0200 / 0.0300", "0.0200 / 0.0300"]
-    assert claim.because.startswith("at equal images 0 of 3 figures; at equal time 3 of 3")
+    assert claim.because.startswith(
+        "at equal images, figures of biglearn_u 0 of 3; at equal time, figures of biglearn_u 3 of 3"
+    )
     assert claim.verdict == PARTLY
     curve = slow[0].cell.figures["curve"]
     assert claims._at(curve, "joint_elbo", 9.0) == pytest.approx(-4.5)
