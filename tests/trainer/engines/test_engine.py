@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from itertools import product
 
 import pytest
@@ -92,9 +93,12 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["accelerate", pytest.param("deepspeed 2", marks=pytest.mark.exhaustive)])
-def test_compiled_steps_are_the_same(tiny, world, expected, name):
+# Inductor's kernels take a minute to compile here; tests/launch/test_ranks.py has them, too.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
+def test_compiled_steps_are_the_same(tiny, world, expected, monkeypatch, name, backend):
     torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     compiled = torch._dynamo.utils.counters["stats"]
     task, engine = build(tiny(*ENGINES[name], "engine.compile=true"), world)
     for ours, theirs in zip(steps(task, engine, range(4)), expected, strict=True):
