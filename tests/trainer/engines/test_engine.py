@@ -93,17 +93,17 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-# Inductor's kernels take a minute to compile here; tests/launch/test_ranks.py has them, too.
+# Inductor's kernels take a minute to compile; tests/launch/test_ranks.py trains with them.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
 def test_compiled_steps_are_the_same(tiny, world, expected, monkeypatch, name, backend):
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    compiled = torch._dynamo.utils.counters["stats"]
+    torch._dynamo.utils.counters.clear()
     task, engine = build(tiny(*ENGINES[name], "engine.compile=true"), world)
     for ours, theirs in zip(steps(task, engine, range(4)), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    assert compiled["unique_graphs"] > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 5  # embedding, two heads, both halves of a block
 
 
 @pytest.mark.parametrize("name", ["accelerate", "deepspeed 1", "deepspeed 3"])
