@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     add("--cache-bytes", type=int, metavar="N", help="as data.cache_bytes; 0 keeps nothing; default: 32 GiB")
     add("--patch-autoencoder", required=True, metavar="RUN", help="a run of stage 1, or one of its checkpoints")
     add("--out", metavar="DIR", help="folder or address; default: the name of --images, or their index, and _latents")
+    add("--flip", action="store_true", help="the codes of mirrored training images, too, which data.flip=true needs")
     add("--statistics-only", action="store_true", help="no shards: all that data.encode=on_the_fly needs")
     add("--overwrite", action="store_true", help="replace what the folder holds")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
@@ -80,10 +81,12 @@ def main(arguments: list[str]) -> int:
             command=partial(
                 encode_command,
                 out,
-                *(["--statistics-only"] if options.statistics_only else []),
+                *["--flip"] * options.flip,
+                *["--statistics-only"] * options.statistics_only,
                 images=encoded_images(data),
                 patch_autoencoder=stage_1,
             ),
+            flip=options.flip,
             overwrite=options.overwrite,
             statistics_only=options.statistics_only,
         )

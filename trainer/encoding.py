@@ -30,6 +30,7 @@ from data.prepare.shard_files import (
 from data.read.config import DataConfig
 from data.read.index import (
     INDEX_NAME,
+    MIRRORED,
     Codes,
     Index,
     Moments,
@@ -40,6 +41,7 @@ from data.read.index import (
     require_folder_path,
 )
 from data.read.stream import ImageIndex, Stream, prefetch
+from data.read.views import mirrored
 from data.storage.addresses import TARS
 from data.storage.storage import Storage, is_local, is_there, storage_of
 from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_file, read_codec, weights_sha256
@@ -54,12 +56,17 @@ _READERS = 4  # threads that read records ahead
 
 @dataclass(frozen=True)
 class _Job:
-    """One latent shard: the images first .. first + count - 1 of a split."""
+    """One latent shard: the images first .. first + count - 1 of a split, or of MIRRORED."""
 
     name: str
     split: str
     first: int
     count: int
+
+    @property
+    def images(self) -> str:
+        """The split whose images it has."""
+        return "train" if self.split == MIRRORED else self.split
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ def encode_images(
     world: World,
     *,
     command: Callable[..., str],
+    flip: bool = False,
     overwrite: bool = False,
     statistics_only: bool = False,
 ) -> str:
@@ -88,7 +96,8 @@ def encode_images(
 
     A folder that is whole is left alone; one that was interrupted is completed, shard by shard. The codec is the
     PatchAE with the mean and standard deviation of each dimension of its codes of the training images; with
-    `statistics_only` it is all that is written, for encoding on the fly. command(*options): what a person starts
+    `statistics_only` it is all that is written, for encoding on the fly. With `flip` the codes of the training images
+    mirrored left to right are written, too. command(*options): what a person starts
     again, for messages. Collective over `world`.
 
     For a damaged image the codes and label of the one that stands in for it are written, as the stream says. Raises
@@ -106,7 +115,8 @@ def encode_images(
             folder.make()
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
-    jobs = [*_jobs(index, recipe, only="train" if statistics_only else None)]
+    splits = ["train"] if statistics_only else [*index.images, *([MIRRORED] if flip else [])]
+    jobs = [*_jobs(index, recipe, splits)]
     wanted = {CODEC} if statistics_only else {CODEC, INDEX_NAME}.union(*(names_of(job.name) for job in jobs))
     with ExitStack() as stack:
         found, is_whole, ours = {}, False, set()
@@ -119,7 +129,7 @@ def encode_images(
                 else:
                     _refuse_other(out, recipe, index.checksum, command)
                 found = {} if statistics_only else _finished(folder, jobs, recipe)
-                is_whole = statistics_only or len(found) == len(jobs) and is_there(out, INDEX_NAME)
+                is_whole = statistics_only or len(found) == len(jobs) and _are_listed(out, found)
                 is_whole = is_whole and _has_codec(out, recipe, index.checksum)
                 if not overwrite and not is_whole:
                     ours = _claim(folder, wanted)
@@ -142,7 +152,7 @@ def encode_images(
         for of_rank in world.gather(made):
             found |= of_rank
         known = {(split, image.index) for split in index.images for image in index.replaced_in(split)}
-        stand_ins = [(job.split, image.index) for job in jobs for image in found[job.name].replaced]
+        stand_ins = [(job.images, image.index) for job in jobs for image in found[job.name].replaced]
         damaged = len({*stand_ins} - known)
 
         with world.agreed():
@@ -160,7 +170,9 @@ def encode_images(
                     remove(folder, ours - wanted)
                     folder.write(INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
         world.gather(None)  # no rank goes on to read before the index is there
-    counts = f"{sum(job.count for job in jobs):,} images"
+    counts = f"{sum(job.count for job in jobs if job.split != MIRRORED):,} images"
+    if flip and not statistics_only:
+        counts += f", and {index.images['train']:,} of them mirrored,"
     what = f"the statistics of {counts}" if statistics_only else f"the codes of {counts} in {len(jobs)} shards"
     resumed = f" ({len(jobs) - len(todo)} were there already)" if len(todo) < len(jobs) else ""
     stood_in = f"; sound images stand in for {damaged} damaged ones" if damaged else ""
@@ -234,12 +246,17 @@ def _has_codec(out: Path | str, recipe: Recipe, images: str) -> bool:
     return (codec.patch_autoencoder, codec.images) == (recipe.codes.patch_autoencoder_sha256, images)
 
 
-def _jobs(index: ImageIndex, recipe: Recipe, only: str | None) -> Iterator[_Job]:
+def _jobs(index: ImageIndex, recipe: Recipe, splits: Iterable[str]) -> Iterator[_Job]:
     step = recipe.record_images * recipe.shard_records
-    for split, images in index.images.items():
-        if only in (None, split):
-            for number, first in enumerate(range(0, images, step)):
-                yield _Job(f"{split}-{number:06d}.tar", split, first, min(step, images - first))
+    for split in splits:
+        images = index.images["train" if split == MIRRORED else split]
+        for number, first in enumerate(range(0, images, step)):
+            yield _Job(f"{split}-{number:06d}.tar", split, first, min(step, images - first))
+
+
+def _are_listed(out: Path | str, found: dict[str, _Done]) -> bool:
+    """Whether the folder has an index, with these shards."""
+    return is_there(out, INDEX_NAME) and found.keys() <= {shard.name for shard in read_index(out).shards}
 
 
 def _finished(folder: Storage, jobs: list[_Job], recipe: Recipe) -> dict[str, _Done]:
@@ -298,13 +315,14 @@ class _Encoder:
         self, job: _Job, moments: list[Moments], replaced: list[Replaced], advance: Callable[[int], None]
     ) -> Iterator[Portion]:
         """The records of a shard; the moments of each are appended, and at its end the damaged images."""
-        stream = self._stream(job.split)
+        stream = self._stream(job.images)
         places = torch.arange(job.first, job.first + job.count).split(self._recipe.record_images)
         for place_B, batch in zip(places, prefetch(stream.read, places, _READERS), strict=True):
             first, last = int(place_B[0]), int(place_B[-1])
             if len(stream.damaged) > _MAX_DAMAGED:
                 raise _too_damaged(self._data.shards, self._index, stream.damaged[min(stream.damaged)])
-            code_BLC = codes_of(self._autoencoder, batch.x_BLD).cpu().numpy()
+            x_BLD = mirrored(batch.x_BLD, self._data.patch_size) if job.split == MIRRORED else batch.x_BLD
+            code_BLC = codes_of(self._autoencoder, x_BLD).cpu().numpy()
             if not np.isfinite(code_BLC).all():
                 raise UserError(
                     f"codes of the {job.split} images {first} to {last} are not finite in float16: the PatchAE has"
@@ -318,7 +336,7 @@ class _Encoder:
     def _stand_ins(self, job: _Job, stream: Stream) -> list[Replaced]:
         """Those that the images' index names, and those found damaged since."""
         end = job.first + job.count
-        known = {image.index: image for image in self._index.replaced_in(job.split)}
+        known = {image.index: image for image in self._index.replaced_in(job.images)}
         for place in sorted(stream.damaged):
             sound = next(i % stream.images for i in count(place + 1) if i % stream.images not in stream.damaged)
             reason = printable(stream.damaged[place])

@@ -42,7 +42,8 @@ class DataConfig(Section):
     max_damaged: int = Field(100, ge=0)
     # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
     holdout: int = Field(0, ge=0)
-    # Whether half of the training images, other ones in each epoch, are mirrored left to right.
+    # Whether half of the training images, other ones in each epoch, are mirrored left to right; of codes that are
+    # encoded ahead, by launch/encode.py --flip.
     flip: bool = False
     # Of each training image a square is shown, at random each time: at least this share of its side, enlarged; 1: all.
     crop: float = Field(1.0, gt=0, le=1)
@@ -93,8 +94,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _of_pixels(self) -> "DataConfig":
-        if self.has_views and self.code_dim and self.encode == "ahead":
-            raise ValueError("flip and crop change pixels, not codes of whole images: set data.encode=on_the_fly")
+        if self.crop < 1 and self.code_dim and self.encode == "ahead":
+            raise ValueError("crop changes pixels, not codes of whole images: set data.encode=on_the_fly")
         return self
 
     @property

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from data.read.sound import SoundImages
 
 INDEX_NAME = "index.json"
+# Codes of the training images mirrored left to right, in the order of the split "train".
+MIRRORED = "train-mirrored"
+BOTH_WAYS = "train, both ways"  # the split "train" and, behind it, MIRRORED
 HEADER_BYTES = 4096  # no .npy header of ours is longer
 _VERSION = 2
 _INDEX_BYTES = 2**30  # some 100 million images
@@ -216,6 +219,11 @@ class Index(Recipe):
     def replaced_in(self, split: str) -> tuple[Replaced, ...]:
         return tuple(image for shard in self.splits[split] for image in shard.replaced)
 
+    def shards_of(self, split: str) -> tuple[Shard, ...]:
+        """Of a split, or of BOTH_WAYS."""
+        splits = ("train", MIRRORED) if split == BOTH_WAYS else (split,)
+        return tuple(shard for each in splits for shard in self.splits[each])
+
     @property
     def bytes(self) -> int:
         """Bytes of all shards."""
@@ -246,7 +254,8 @@ class Index(Recipe):
         """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
         if self.source == TARS:  # codes of tar files, whose checksum stands there and covers shape and order
             return self.source_sha256
-        content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
+        images = sorted((split, count) for split, count in self.images.items() if split != MIRRORED)
+        content = (self.source_sha256, self.image_shape, images)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @model_validator(mode="after")
@@ -254,6 +263,8 @@ class Index(Recipe):
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise ValueError("a shard is named twice")
+        if MIRRORED in self.splits and not (self.codes and self.images[MIRRORED] == self.images.get("train")):
+            raise ValueError(f"{MIRRORED} is not as large as train, or not of codes")
         for record in (record for shard in self.shards for record in shard.records):
             if bool(record.codes) != bool(self.codes):
                 raise ValueError(f"record {record.key} is not of the kind that the index says")

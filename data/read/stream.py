@@ -15,9 +15,9 @@ from torch import Tensor
 from data.batch import Batch
 from data.errors import UserError
 from data.order.order import Order
-from data.order.parts import Part, Whole
+from data.order.parts import BothWays, Part, Whole
 from data.patches import patchify
-from data.read.index import Codes, Replaced
+from data.read.index import BOTH_WAYS, Codes, Replaced
 from data.read.sound import SoundImages
 from data.storage.cache import BlockCache
 
@@ -79,6 +79,8 @@ class Stream:
 
     part: the images of the split that the sequence has; None: all, in file order.
     show, transform: of float32 (B, L, D), on the device: what is done to tokens, with their positions, and at last.
+    is_mirrored: of codes of the split "train": at which positions, (B,) int64 on the CPU, those of the mirrored image
+    are read, which must be in the shards; None: nowhere.
     cache: for shards that lie elsewhere; None keeps nothing on the disk.
 
     images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
@@ -96,6 +98,7 @@ class Stream:
         device: torch.device | str = "cpu",
         memory_bytes: int = 2**31,
         show: Callable[[Tensor, Tensor], Tensor] | None = None,
+        is_mirrored: Callable[[Tensor], Tensor] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
         cache: BlockCache | None = None,
     ):
@@ -105,18 +108,20 @@ class Stream:
         if height != width or height % patch_size:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
         self._part = part or Whole(index.images[split])
+        self._stored = BothWays(self._part, index.images[split]) if is_mirrored else self._part
         self.images = self._part.images
         self.patches = (height // patch_size) ** 2
         self.device = torch.device(device)
         self._patch_size, self._holds_codes = patch_size, bool(index.codes)
-        self._show, self._transform = show, transform
+        self._show, self._is_mirrored, self._transform = show, is_mirrored, transform
         if index.codes and index.codes.patches != self.patches:
             raise UserError(
                 f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
             )
-        in_memory = fits_memory(index, self.images, memory_bytes)
+        in_memory = fits_memory(index, self._stored.images, memory_bytes)
         self._order = index.order(root, self.images, seed, in_memory)
-        self._source = index.open_split(root, split, self._part, cache or BlockCache(Path(), 0))
+        split = BOTH_WAYS if is_mirrored else split
+        self._source = index.open_split(root, split, self._stored, cache or BlockCache(Path(), 0))
         self._label_N: Tensor | None = None
         self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
         # Beside the steps, so that what is read ahead waits for none of them.
@@ -161,7 +166,7 @@ class Stream:
     def expect(self, position_B: Tensor) -> None:
         """These will be read soon: what lies far away is fetched meanwhile."""
         if self._content_NLD is None:
-            self._source.expect(self.order(position_B).numpy())
+            self._source.expect(self._stored.index(self._place(position_B)).numpy())
 
     def reads_at_once(self, samples: int) -> int:
         """How many batches of so many images `read` best gives at once, to be split: several, from memory."""
@@ -170,10 +175,16 @@ class Stream:
         values = self._content_NLD[0].numel() * (3 if self._channels == 1 and not self._holds_codes else 1)
         return max(1, _READ_BYTES // (4 * values * samples))
 
+    def _place(self, position_B: Tensor) -> Tensor:
+        """The place in what is stored, where mirrored images lie behind the others."""
+        position_B = position_B.cpu()
+        place_B = self._order.place(position_B)
+        return place_B + self.images * self._is_mirrored(position_B) if self._is_mirrored else place_B
+
     def _read_tokens(self, position_B: Tensor) -> Batch:
-        place_B = self._order.place(position_B.cpu())
+        place_B = self._place(position_B)
         if self._content_NLD is None:
-            content_BLD, label_B = self._read(self._part.index(place_B))
+            content_BLD, label_B = self._read(self._stored.index(place_B))
             content_BLD, label_B = to_device(content_BLD, self.device), to_device(label_B, self.device)
         else:
             place_B = to_device(place_B, self.device)
@@ -201,11 +212,11 @@ class Stream:
         """Read all images of the sequence to the device; the shards are needed no more."""
         values = math.prod(index.content_shape) // self.patches
         content_NLD = torch.empty(
-            (self.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
+            (self._stored.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
         )
-        label_N = torch.empty(self.images, dtype=torch.int64)
-        places = torch.arange(self.images).split(_CHUNK)
-        read = prefetch(lambda place_B: self._read(self._part.index(place_B)), places, _LOADERS)
+        label_N = torch.empty(self._stored.images, dtype=torch.int64)
+        places = torch.arange(self._stored.images).split(_CHUNK)
+        read = prefetch(lambda place_B: self._read(self._stored.index(place_B)), places, _LOADERS)
         for place_B, (content_BLD, label_B) in zip(places, read, strict=True):
             content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = content_BLD, label_B
         self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)

@@ -8,6 +8,16 @@ from data.patches import patchify, unpatchify
 from data.randomness import uniform
 
 
+def is_mirrored(seed: int, position_B: Tensor) -> Tensor:
+    """Whether the image at each position, (B,) int64, is shown mirrored: (B,) bool, true of half of them."""
+    return uniform(seed, "views", position_B, 4)[:, 0] < 0.5
+
+
+def mirrored(x_BLD: Tensor, patch_size: int) -> Tensor:
+    """The tokens of images mirrored left to right."""
+    return patchify(unpatchify(x_BLD, patch_size).flip(2), patch_size)
+
+
 class Views:
     """A pure function of an image and of (seed, position): the same for any batch, rank and number of ranks.
 
@@ -20,13 +30,14 @@ class Views:
 
     def __call__(self, x_BLD: Tensor, position_B: Tensor) -> Tensor:
         """The tokens of images, float32, at these positions, (B,) int64 on their device, as they are shown there."""
-        u_B4 = uniform(self._seed, "views", position_B, 4)
-        x_BHWC = unpatchify(x_BLD, self._patch_size)
         if self._crop < 1:
-            x_BHWC = self._cut(x_BHWC, u_B4[:, 1:])
+            x_BHWC = unpatchify(x_BLD, self._patch_size)
+            u_B3 = uniform(self._seed, "views", position_B, 4)[:, 1:]
+            x_BLD = patchify(self._cut(x_BHWC, u_B3), self._patch_size)
         if self._flip:
-            x_BHWC = torch.where(u_B4[:, 0, None, None, None] < 0.5, x_BHWC.flip(2), x_BHWC)
-        return patchify(x_BHWC, self._patch_size)
+            is_mirrored_B11 = is_mirrored(self._seed, position_B)[:, None, None]
+            x_BLD = torch.where(is_mirrored_B11, mirrored(x_BLD, self._patch_size), x_BLD)
+        return x_BLD
 
     def _cut(self, x_BHWC: Tensor, u_B3: Tensor) -> Tensor:
         size = x_BHWC.shape[1]

@@ -21,7 +21,7 @@ from data.prepare.at_once import prepare_at_once
 from data.prepare.shard_files import locked
 from data.prepare.verify import verify
 from data.read.config import DataConfig
-from data.read.index import INDEX_NAME, encode_command, load_index
+from data.read.index import INDEX_NAME, MIRRORED, encode_command, load_index
 from data.read.stream import Stream
 from data.storage.storage import storage_of
 from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
@@ -67,6 +67,15 @@ def encoded(tmp_path_factory, digits_shards, autoencoder, world):
 @pytest.fixture
 def latents(encoded, tmp_path):
     return shutil.copytree(encoded, tmp_path / "latents")
+
+
+@pytest.fixture(scope="module")
+def encoded_both_ways(encoded, tmp_path_factory, digits_shards, autoencoder, world):
+    """The same with the codes of the mirrored training images. Copy the folder to change it."""
+    out = shutil.copytree(encoded, tmp_path_factory.mktemp("both-ways") / "digits")
+    summary = encode(digits_shards, out, autoencoder, world, flip=True)
+    assert "1,797 images, and 1,437 of them mirrored, in 7 shards (4 were there already)" in summary
+    return out
 
 
 def test_shards_hold_the_codes_and_labels_of_the_images(encoded, digits_shards, autoencoder):
@@ -212,6 +221,33 @@ def test_an_interrupted_folder_is_completed_to_the_same_bytes(
     for path, mtime in kept.items():
         if f"{path.name}.json" not in lost:
             assert path.stat().st_mtime_ns == mtime
+
+
+def test_mirrored_images_are_added_to_a_whole_folder(encoded, encoded_both_ways, digits_shards, autoencoder, world):
+    assert verify(encoded_both_ways) == []
+    before, after = load_index(encoded), load_index(encoded_both_ways)
+    assert after.images == before.images | {MIRRORED: 1437}
+    assert after.checksum == before.checksum
+    assert content(encoded).items() - content(encoded_both_ways).items() == {
+        (INDEX_NAME, (encoded / INDEX_NAME).read_bytes())
+    }
+    for flip in (False, True):
+        assert "is whole, nothing to do" in encode(digits_shards, encoded_both_ways, autoencoder, world, flip=flip)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [(), (CODEC,), ("train-mirrored-000001.tar",), ("train-mirrored-000002.tar", "train-mirrored-000002.tar.json")],
+)
+def test_interrupted_mirroring_is_completed_to_the_same_bytes(
+    encoded, encoded_both_ways, digits_shards, autoencoder, world, tmp_path, lost
+):
+    latents = shutil.copytree(encoded_both_ways, tmp_path / "latents")
+    shutil.copy(encoded / INDEX_NAME, latents)  # the new one comes last
+    for name in lost:
+        (latents / name).unlink()
+    encode(digits_shards, latents, autoencoder, world, flip=True)
+    assert content(latents) == content(encoded_both_ways)
 
 
 def test_the_statistics_alone_are_the_same(encoded, digits_shards, autoencoder, world, tmp_path):
@@ -366,10 +402,20 @@ def coded(tiny, latents):
     return lambda *overrides: tiny("data.patch_size=16", "data.code_dim=512", f"data.latents={latents}", *overrides)
 
 
-@pytest.mark.parametrize("holdout", [0, 7])
-def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world, holdout):
+@pytest.fixture
+def mirrored_too(encoded_both_ways, coded):
+    """coded(*overrides), on codes of mirrored training images as well, half of which are shown."""
+    return partial(coded, "data.flip=true", f"data.latents={encoded_both_ways}")
+
+
+@pytest.mark.parametrize(
+    ("configured", "holdout", "memory_bytes"),
+    [("coded", 0, 2**31), ("coded", 7, 2**31), ("mirrored_too", 7, 2**31), ("mirrored_too", 7, 0)],
+)
+def test_encoding_on_the_fly_gives_what_the_shards_hold(request, world, configured, holdout, memory_bytes):
+    coded, named = request.getfixturevalue(configured), (f"data.holdout={holdout}", f"data.memory_bytes={memory_bytes}")
     ways = (f"data.encode={how}" for how in ("ahead", "on_the_fly"))
-    ahead, on_the_fly = (build_parts(coded(way, f"data.holdout={holdout}"), world) for way in ways)
+    ahead, on_the_fly = (build_parts(coded(way, *named), world) for way in ways)
     assert (ahead.train_stream.images, ahead.test_stream.images) == (1437 - holdout, holdout or 360)
     position_B = torch.arange(1422, 1446)  # over the seam of an epoch
     for mine, theirs in ((ahead.train_stream, on_the_fly.train_stream), (ahead.test_stream, on_the_fly.test_stream)):
@@ -380,6 +426,30 @@ def test_encoding_on_the_fly_gives_what_the_shards_hold(coded, world, holdout):
         assert ((one.x_BLD - other.x_BLD).abs() <= step).all()
     of_both = [identity(coded(), parts.index, parts.codec) for parts in (ahead, on_the_fly)]
     assert of_both[0] == of_both[1]
+
+
+@pytest.mark.parametrize("holdout", [0, 7])
+def test_a_sound_image_stands_in_for_a_mirrored_one_of_damaged_codes(
+    encoded_both_ways, mirrored_too, world, tmp_path, holdout
+):
+    latents = shutil.copytree(encoded_both_ways, tmp_path / "damaged")
+    shard = load_index(latents).splits[MIRRORED][0]
+    with (latents / shard.name).open("r+b") as file:
+        file.seek(shard.records[0].codes.offset + 200 + 5 * 4 * 512 * 2)  # of the sixth image
+        file.write(b"\xff" * 8)
+    config = mirrored_too(f"data.latents={latents}", f"data.holdout={holdout}", "data.memory_bytes=0")
+    damaged, sound = build_parts(config, world).train_stream, build_parts(mirrored_too(), world).train_stream
+    for _ in range(2):
+        damaged.read(torch.arange(2 * damaged.images))
+        ((index, line),) = damaged.damaged.items()
+        assert index == 1437 + 5
+        assert "train-mirrored-000000.tar" in line
+    assert not sound.damaged
+
+
+def test_codes_of_mirrored_images_that_are_absent_name_the_command(coded, world):
+    with pytest.raises(UserError, match=r"no codes of mirrored images.*launch/encode\.py.*--flip"):
+        build_parts(coded("data.flip=true"), world)
 
 
 @pytest.mark.parametrize("how", ["ahead", "on_the_fly"])

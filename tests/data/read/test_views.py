@@ -77,8 +77,8 @@ def test_only_training_images_are_shown_so_and_anew_in_each_epoch(digits_shards,
     assert not torch.equal(first_2LD[0], first_2LD[1])
 
 
-def test_codes_that_are_there_already_cannot_be_shown_otherwise():
+def test_codes_that_are_there_already_cannot_be_cut_out():
     of_codes = {"source": "celeba", "image_size": 128, "patch_size": 16, "code_dim": 512}
     with pytest.raises(ValidationError, match="not codes of whole images: set data.encode=on_the_fly"):
-        DataConfig(**of_codes, flip=True)
-    assert DataConfig(**of_codes, flip=True, encode="on_the_fly").has_views
+        DataConfig(**of_codes, crop=0.8)
+    assert DataConfig(**of_codes, crop=0.8, encode="on_the_fly").has_views
