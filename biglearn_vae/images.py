@@ -12,7 +12,7 @@ from data.errors import UserError
 from data.files import cache_folder
 from data.order.holdout import HOLDOUT, split_training, trained_images
 from data.read.config import DataConfig
-from data.read.index import MIRRORED, encode_command, load_index, prepare_command
+from data.read.index import encode_command, load_index, prepare_command
 from data.read.stream import ImageIndex, Stream, fits_memory
 from data.read.views import Views, is_mirrored
 from data.storage.addresses import TARS
@@ -50,12 +50,11 @@ def open_codec(data: DataConfig) -> PatchCodec | None:
 
 def _encode_command(data: DataConfig) -> Callable[..., str]:
     from_what = {"images": encoded_images(data), "patch_autoencoder": data.patch_autoencoder or "RUN"}
-    options = how_encoded(data)
-    return partial(encode_command, data.latents, *options, **from_what)
+    return partial(encode_command, data.latents, *what_is_encoded(data), **from_what)
 
 
-def how_encoded(data: DataConfig) -> list[str]:
-    """The options of launch/encode.py that say what of the images a configuration needs."""
+def what_is_encoded(data: DataConfig) -> list[str]:
+    """The options of launch/encode.py that say what a configuration needs of the images."""
     if data.encode == "on_the_fly":
         return ["--statistics-only"]
     return ["--flip"] if data.flip else []
@@ -124,8 +123,7 @@ def _open_tars(data: DataConfig, codec: PatchCodec | None) -> TarIndex:
 def order_law(data: DataConfig, index: ImageIndex) -> str:
     """Names the function that gives the order in which a run sees its training images."""
     images = trained_images(index.images.get("train", 0), data.holdout)
-    stored = 2 * images if data.flip and index.codes else images
-    return index.order(_root(data, index), images, 0, fits_memory(index, stored, data.memory_bytes)).law
+    return index.order(_root(data, index), images, 0, fits_memory(index, images, data.memory_bytes)).law
 
 
 def open_stream(
@@ -150,11 +148,10 @@ def open_stream(
         stored, part = "train", held_out if split == HOLDOUT else trained
     codec = codec.to(device) if codec else None
     is_shown = seed is not None and split == "train" and data.has_views
-    is_of_codes = bool(index.codes)
-    if is_shown and is_of_codes and MIRRORED not in index.images:
+    if is_shown and index.codes and not index.codes.mirrored:
         raise UserError(
-            f"{data.latents} has no codes of mirrored images, which data.flip needs: make them, too, with"
-            f" {_encode_command(data)()}, or set data.flip=false"
+            f"{data.latents} has no codes of mirrored images, which data.flip needs: make the codes again with"
+            f" {_encode_command(data)('--overwrite')}, or set data.flip=false"
         )
     encode = (codec.standardise if index.codes else codec.encode) if codec else None
     return Stream(
@@ -166,8 +163,8 @@ def open_stream(
         part=part,
         device=device,
         memory_bytes=data.memory_bytes,
-        show=Views(seed, data.patch_size, data.flip, data.crop) if is_shown and not is_of_codes else None,
-        is_mirrored=partial(is_mirrored, seed) if is_shown and is_of_codes else None,
+        show=Views(seed, data.patch_size, data.flip, data.crop) if is_shown and not index.codes else None,
+        is_mirrored=partial(is_mirrored, seed) if is_shown and index.codes else None,
         transform=encode,
         cache=BlockCache(Path(data.cache) if data.cache else cache_folder() / "blocks", data.cache_bytes),
     )

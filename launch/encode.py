@@ -48,8 +48,11 @@ def main(arguments: list[str]) -> int:
     add("--cache-bytes", type=int, metavar="N", help="as data.cache_bytes; 0 keeps nothing; default: 32 GiB")
     add("--patch-autoencoder", required=True, metavar="RUN", help="a run of stage 1, or one of its checkpoints")
     add("--out", metavar="DIR", help="folder or address; default: the name of --images, or their index, and _latents")
-    add("--flip", action="store_true", help="the codes of mirrored training images, too, which data.flip=true needs")
-    add("--statistics-only", action="store_true", help="no shards: all that data.encode=on_the_fly needs")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--flip", action="store_true", help="with the codes of mirrored images, which data.flip needs")
+    extent.add_argument(
+        "--statistics-only", action="store_true", help="no shards: all that data.encode=on_the_fly needs"
+    )
     add("--overwrite", action="store_true", help="replace what the folder holds")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -460,9 +460,15 @@ MUTATIONS = (
     ),
     Mutation(
         "images-are-mirrored-in-every-epoch-alike",
-        'u_B4 = uniform(self._seed, "views", position_B, 4)',
-        'u_B4 = uniform(self._seed, "views", position_B * 0, 4)',
+        'uniform(seed, "views", position_B, 1)',
+        'uniform(seed, "views", position_B * 0, 1)',
         ("tests/data/read/test_views.py",),
+    ),
+    Mutation(
+        "codes-of-mirrored-images-are-those-of-the-images",
+        "x_BLD = mirrored(batch.x_BLD, self._data.patch_size)",
+        "x_BLD = batch.x_BLD",
+        ("tests/trainer/test_encoding.py",),
     ),
     Mutation(
         "codes-replace-the-images-they-are-of",

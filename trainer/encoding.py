@@ -30,7 +30,6 @@ from data.prepare.shard_files import (
 from data.read.config import DataConfig
 from data.read.index import (
     INDEX_NAME,
-    MIRRORED,
     Codes,
     Index,
     Moments,
@@ -56,17 +55,12 @@ _READERS = 4  # threads that read records ahead
 
 @dataclass(frozen=True)
 class _Job:
-    """One latent shard: the images first .. first + count - 1 of a split, or of MIRRORED."""
+    """One latent shard: the images first .. first + count - 1 of a split."""
 
     name: str
     split: str
     first: int
     count: int
-
-    @property
-    def images(self) -> str:
-        """The split whose images it has."""
-        return "train" if self.split == MIRRORED else self.split
 
 
 @dataclass(frozen=True)
@@ -92,12 +86,12 @@ def encode_images(
 ) -> str:
     """Write the codes of all splits as shards in `out`, the codec, and the index, which comes last; say what was done.
 
-    data, index: the images; patches are as large as those of the PatchAE. out: a folder, or an address.
+    data, index: the images; patches are as large as those of the PatchAE. out: a folder, or an address. flip: whether
+    the codes of the mirrored images are written, too; a folder that has them keeps them.
 
     A folder that is whole is left alone; one that was interrupted is completed, shard by shard. The codec is the
     PatchAE with the mean and standard deviation of each dimension of its codes of the training images; with
-    `statistics_only` it is all that is written, for encoding on the fly. With `flip` the codes of the training images
-    mirrored left to right are written, too. command(*options): what a person starts
+    `statistics_only` it is all that is written, for encoding on the fly. command(*options): what a person starts
     again, for messages. Collective over `world`.
 
     For a damaged image the codes and label of the one that stands in for it are written, as the stream says. Raises
@@ -109,14 +103,14 @@ def encode_images(
         require_folder_path(out, kind="writable")
         if _is_same(out, data.shards):  # overwriting would remove what is to be encoded
             raise UserError(f"{out} holds the images: choose another --out for their codes")
-        recipe = _recipe(data.shards, index, autoencoder)
+        flip = flip or not overwrite and _has_mirrored(out, command)
+        recipe = _recipe(data.shards, index, autoencoder, flip)
         folder = storage_of(out)
         try:
             folder.make()
         except OSError as error:
             raise UserError(f"{out} cannot be made ({error.strerror}): choose another --out") from None
-    splits = ["train"] if statistics_only else [*index.images, *([MIRRORED] if flip else [])]
-    jobs = [*_jobs(index, recipe, splits)]
+    jobs = [*_jobs(index, recipe, only="train" if statistics_only else None)]
     wanted = {CODEC} if statistics_only else {CODEC, INDEX_NAME}.union(*(names_of(job.name) for job in jobs))
     with ExitStack() as stack:
         found, is_whole, ours = {}, False, set()
@@ -129,7 +123,7 @@ def encode_images(
                 else:
                     _refuse_other(out, recipe, index.checksum, command)
                 found = {} if statistics_only else _finished(folder, jobs, recipe)
-                is_whole = statistics_only or len(found) == len(jobs) and _are_listed(out, found)
+                is_whole = statistics_only or len(found) == len(jobs) and is_there(out, INDEX_NAME)
                 is_whole = is_whole and _has_codec(out, recipe, index.checksum)
                 if not overwrite and not is_whole:
                     ours = _claim(folder, wanted)
@@ -152,7 +146,7 @@ def encode_images(
         for of_rank in world.gather(made):
             found |= of_rank
         known = {(split, image.index) for split in index.images for image in index.replaced_in(split)}
-        stand_ins = [(job.images, image.index) for job in jobs for image in found[job.name].replaced]
+        stand_ins = [(job.split, image.index) for job in jobs for image in found[job.name].replaced]
         damaged = len({*stand_ins} - known)
 
         with world.agreed():
@@ -170,9 +164,7 @@ def encode_images(
                     remove(folder, ours - wanted)
                     folder.write(INDEX_NAME, whole.model_dump_json(indent=1, exclude_none=True).encode())
         world.gather(None)  # no rank goes on to read before the index is there
-    counts = f"{sum(job.count for job in jobs if job.split != MIRRORED):,} images"
-    if flip and not statistics_only:
-        counts += f", and {index.images['train']:,} of them mirrored,"
+    counts = f"{sum(job.count for job in jobs):,} images"
     what = f"the statistics of {counts}" if statistics_only else f"the codes of {counts} in {len(jobs)} shards"
     resumed = f" ({len(jobs) - len(todo)} were there already)" if len(todo) < len(jobs) else ""
     stood_in = f"; sound images stand in for {damaged} damaged ones" if damaged else ""
@@ -186,7 +178,14 @@ def _is_same(out: Path | str, images: str) -> bool:
     return str(here).rstrip("/").lower() == str(there).rstrip("/").lower()
 
 
-def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder) -> Recipe:
+def _has_mirrored(out: Path | str, command: Callable[..., str]) -> bool:
+    if not is_there(out, INDEX_NAME):
+        return False
+    codes = read_index(out, command).codes
+    return bool(codes and codes.mirrored)
+
+
+def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder, flip: bool) -> Recipe:
     """What decides the latent shards of these images."""
     height, width, _ = index.image_shape
     side = autoencoder.patch_size
@@ -203,6 +202,7 @@ def _recipe(images: str, index: ImageIndex, autoencoder: PatchAutoencoder) -> Re
         patch_autoencoder_sha256=weights_sha256(autoencoder),
         patches=(height // side) ** 2,
         code_dim=autoencoder.code_dim,
+        mirrored=flip,
     )
     layout = {"record_images": _RECORD_IMAGES, "shard_records": _SHARD_RECORDS, "codes": codes}
     of_images = {name: getattr(index, name) for name in ("source", "source_sha256", "image_shape", "classes")}
@@ -246,17 +246,12 @@ def _has_codec(out: Path | str, recipe: Recipe, images: str) -> bool:
     return (codec.patch_autoencoder, codec.images) == (recipe.codes.patch_autoencoder_sha256, images)
 
 
-def _jobs(index: ImageIndex, recipe: Recipe, splits: Iterable[str]) -> Iterator[_Job]:
+def _jobs(index: ImageIndex, recipe: Recipe, only: str | None) -> Iterator[_Job]:
     step = recipe.record_images * recipe.shard_records
-    for split in splits:
-        images = index.images["train" if split == MIRRORED else split]
-        for number, first in enumerate(range(0, images, step)):
-            yield _Job(f"{split}-{number:06d}.tar", split, first, min(step, images - first))
-
-
-def _are_listed(out: Path | str, found: dict[str, _Done]) -> bool:
-    """Whether the folder has an index, with these shards."""
-    return is_there(out, INDEX_NAME) and found.keys() <= {shard.name for shard in read_index(out).shards}
+    for split, images in index.images.items():
+        if only in (None, split):
+            for number, first in enumerate(range(0, images, step)):
+                yield _Job(f"{split}-{number:06d}.tar", split, first, min(step, images - first))
 
 
 def _finished(folder: Storage, jobs: list[_Job], recipe: Recipe) -> dict[str, _Done]:
@@ -315,28 +310,30 @@ class _Encoder:
         self, job: _Job, moments: list[Moments], replaced: list[Replaced], advance: Callable[[int], None]
     ) -> Iterator[Portion]:
         """The records of a shard; the moments of each are appended, and at its end the damaged images."""
-        stream = self._stream(job.images)
+        stream = self._stream(job.split)
         places = torch.arange(job.first, job.first + job.count).split(self._recipe.record_images)
         for place_B, batch in zip(places, prefetch(stream.read, places, _READERS), strict=True):
             first, last = int(place_B[0]), int(place_B[-1])
             if len(stream.damaged) > _MAX_DAMAGED:
                 raise _too_damaged(self._data.shards, self._index, stream.damaged[min(stream.damaged)])
-            x_BLD = mirrored(batch.x_BLD, self._data.patch_size) if job.split == MIRRORED else batch.x_BLD
-            code_BLC = codes_of(self._autoencoder, x_BLD).cpu().numpy()
-            if not np.isfinite(code_BLC).all():
+            code_BLC = content_BN = codes_of(self._autoencoder, batch.x_BLD).cpu().numpy()
+            if self._recipe.codes.mirrored:
+                x_BLD = mirrored(batch.x_BLD, self._data.patch_size)
+                content_BN = np.stack([code_BLC, codes_of(self._autoencoder, x_BLD).cpu().numpy()], axis=1)
+            if not np.isfinite(content_BN).all():
                 raise UserError(
                     f"codes of the {job.split} images {first} to {last} are not finite in float16: the PatchAE has"
                     " diverged, train it again with lower learning rates (optimizer.*)"
                 )
             moments.append(moments_of(code_BLC.reshape(-1, code_BLC.shape[-1])))
             advance(len(place_B))
-            yield f"{job.split}-{first // self._recipe.record_images:06d}", code_BLC, batch.label_B.cpu().numpy()
+            yield f"{job.split}-{first // self._recipe.record_images:06d}", content_BN, batch.label_B.cpu().numpy()
         replaced += self._stand_ins(job, stream)
 
     def _stand_ins(self, job: _Job, stream: Stream) -> list[Replaced]:
         """Those that the images' index names, and those found damaged since."""
         end = job.first + job.count
-        known = {image.index: image for image in self._index.replaced_in(job.images)}
+        known = {image.index: image for image in self._index.replaced_in(job.split)}
         for place in sorted(stream.damaged):
             sound = next(i % stream.images for i in count(place + 1) if i % stream.images not in stream.damaged)
             reason = printable(stream.damaged[place])

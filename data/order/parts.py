@@ -1,4 +1,4 @@
-"""Which images of a split are read: all, those of a list, or all but those; as they lie, or mirrored as well."""
+"""Which images of a split are read: all, those of a list, or all but those."""
 
 from typing import Protocol
 
@@ -59,21 +59,3 @@ class AllBut:
 
     def has(self, index: int) -> bool:
         return 0 <= index < self.images + self._others.images and not self._others.has(index)
-
-
-class BothWays:
-    """A part of a split, and behind it the same part of as many images again: those of the split, mirrored.
-
-    images: how many the split has.
-    """
-
-    def __init__(self, part: Part, images: int):
-        self.images = 2 * part.images
-        self._part, self._behind = part, images
-
-    def index(self, place_B: Tensor) -> Tensor:
-        once = self.images // 2
-        return self._part.index(place_B % once) + place_B // once * self._behind
-
-    def has(self, index: int) -> bool:
-        return 0 <= index < 2 * self._behind and self._part.has(index % self._behind)

@@ -194,7 +194,9 @@ def refuse_other(folder: Path | str, found: Recipe, wanted: Recipe, overwrite_co
     if differing:
         plain = [name for name in differing if name not in ("source_sha256", "codes")]
         what = [f"{name} {getattr(found, name)}" for name in plain]
-        what += ["codes of another PatchAE"] if "codes" in differing else []
+        if "codes" in differing:
+            codes = [recipe.codes and recipe.codes.model_copy(update={"mirrored": True}) for recipe in (found, wanted)]
+            what += ["no codes of mirrored images" if codes[0] == codes[1] else "codes of another PatchAE"]
         fault = f"{folder} holds other data ({' and '.join(what) or 'other images'})"
         raise UserError(f"{fault}: choose another --out, or replace it with {overwrite_command}")
 

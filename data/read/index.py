@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from data.read.sound import SoundImages
 
 INDEX_NAME = "index.json"
-# Codes of the training images mirrored left to right, in the order of the split "train".
-MIRRORED = "train-mirrored"
-BOTH_WAYS = "train, both ways"  # the split "train" and, behind it, MIRRORED
 HEADER_BYTES = 4096  # no .npy header of ours is longer
 _VERSION = 2
 _INDEX_BYTES = 2**30  # some 100 million images
@@ -135,12 +132,14 @@ class Shard(_Model):
 class Codes(_Model):
     """What an image has become: one PatchAE code a patch, float16.
 
-    patch_autoencoder_sha256: of the weights that made them. patches: L. code_dim: values of a code.
+    patch_autoencoder_sha256: of the weights that made them. patches: L. code_dim: values of a code. mirrored: whether
+    behind the codes of each image those of the image mirrored left to right lie.
     """
 
     patch_autoencoder_sha256: Sha256
     patches: Count
     code_dim: Count
+    mirrored: bool = False
 
 
 class Recipe(_Model):
@@ -164,8 +163,11 @@ class Recipe(_Model):
 
     @property
     def content_shape(self) -> tuple[int, ...]:
-        """What a shard has of one image: (H, W, C), or (L, D) for codes."""
-        return (self.codes.patches, self.codes.code_dim) if self.codes else self.image_shape
+        """What a shard has of one image: (H, W, C), or for codes (L, D), with those of the mirrored image (2, L, D)."""
+        if not self.codes:
+            return self.image_shape
+        of_image = (self.codes.patches, self.codes.code_dim)
+        return (2, *of_image) if self.codes.mirrored else of_image
 
     @property
     def content_bytes(self) -> int:
@@ -175,7 +177,8 @@ class Recipe(_Model):
     def remedy(self, root: Path | str) -> str:
         """What makes a damaged folder of this recipe whole, for messages."""
         command = encode_command if self.codes else partial(prepare_command, self.source)
-        return f"write the shards again with {command(root, '--overwrite')}"
+        options = ["--flip"] if self.codes and self.codes.mirrored else []
+        return f"write the shards again with {command(root, *options, '--overwrite')}"
 
     def recipe(self) -> "Recipe":
         """The fields of the recipe alone."""
@@ -219,11 +222,6 @@ class Index(Recipe):
     def replaced_in(self, split: str) -> tuple[Replaced, ...]:
         return tuple(image for shard in self.splits[split] for image in shard.replaced)
 
-    def shards_of(self, split: str) -> tuple[Shard, ...]:
-        """Of a split, or of BOTH_WAYS."""
-        splits = ("train", MIRRORED) if split == BOTH_WAYS else (split,)
-        return tuple(shard for each in splits for shard in self.splits[each])
-
     @property
     def bytes(self) -> int:
         """Bytes of all shards."""
@@ -254,8 +252,7 @@ class Index(Recipe):
         """Identifies the images and their order, whatever the layout of the shards; codes count as their images."""
         if self.source == TARS:  # codes of tar files, whose checksum stands there and covers shape and order
             return self.source_sha256
-        images = sorted((split, count) for split, count in self.images.items() if split != MIRRORED)
-        content = (self.source_sha256, self.image_shape, images)
+        content = (self.source_sha256, self.image_shape, sorted(self.images.items()))
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @model_validator(mode="after")
@@ -263,8 +260,6 @@ class Index(Recipe):
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise ValueError("a shard is named twice")
-        if MIRRORED in self.splits and not (self.codes and self.images[MIRRORED] == self.images.get("train")):
-            raise ValueError(f"{MIRRORED} is not as large as train, or not of codes")
         for record in (record for shard in self.shards for record in shard.records):
             if bool(record.codes) != bool(self.codes):
                 raise ValueError(f"record {record.key} is not of the kind that the index says")

@@ -54,7 +54,7 @@ def read_labels(file: StoredFile, record: Record) -> np.ndarray:
 
 
 def read_content(file: StoredFile, record: Record, index: Index) -> np.ndarray:
-    """(count, H, W, C) uint8, or (count, L, D) float16 for codes."""
+    """(count, H, W, C) uint8, or (count, L, D) or (count, 2, L, D) float16 for codes."""
     return _read(file, record.content, index.content_dtype, (record.count, *index.content_shape))
 
 

@@ -80,12 +80,12 @@ class SplitImages(SoundImages):
     """
 
     def __init__(self, index: Index, root: Path | str, split: str, part: Part, cache: BlockCache):
-        self._shards = index.shards_of(split)
-        super().__init__(sum(shard.images for shard in self._shards), index.content_shape, index.content_dtype, part)
+        super().__init__(index.images[split], index.content_shape, index.content_dtype, part)
         self._index, self._root, self._split = index, root, split
         self._remedy = index.remedy(root)
         self._cache = cache
         self._blocks = None if is_local(root) else Blocks(self._fetch, most=4 * Weave.lanes * Weave.window)
+        self._shards = index.splits[split]
         self._firsts = np.cumsum([0, *(shard.images for shard in self._shards)])[:-1].tolist()
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._opening = threading.Lock()

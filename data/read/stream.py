@@ -1,6 +1,5 @@
 """The training sequence: which image comes at which place, and how it is read from its shard."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ from torch import Tensor
 from data.batch import Batch
 from data.errors import UserError
 from data.order.order import Order
-from data.order.parts import BothWays, Part, Whole
+from data.order.parts import Part, Whole
 from data.patches import patchify
-from data.read.index import BOTH_WAYS, Codes, Replaced
+from data.read.index import Codes, Replaced
 from data.read.sound import SoundImages
 from data.storage.cache import BlockCache
 
@@ -79,8 +78,7 @@ class Stream:
 
     part: the images of the split that the sequence has; None: all, in file order.
     show, transform: of float32 (B, L, D), on the device: what is done to tokens, with their positions, and at last.
-    is_mirrored: of codes of the split "train": at which positions, (B,) int64 on the CPU, those of the mirrored image
-    are read, which must be in the shards; None: nowhere.
+    is_mirrored: of codes with those of mirrored images: at which positions, (B,) int64, these are read; None: nowhere.
     cache: for shards that lie elsewhere; None keeps nothing on the disk.
 
     images: images of an epoch. patches: L. Grey is repeated three times: D = 3 * patch_size^2; D of codes is theirs.
@@ -108,26 +106,26 @@ class Stream:
         if height != width or height % patch_size:
             raise UserError(f"{height}x{width} images do not divide into patches of {patch_size} pixels")
         self._part = part or Whole(index.images[split])
-        self._stored = BothWays(self._part, index.images[split]) if is_mirrored else self._part
         self.images = self._part.images
         self.patches = (height // patch_size) ** 2
         self.device = torch.device(device)
         self._patch_size, self._holds_codes = patch_size, bool(index.codes)
         self._show, self._is_mirrored, self._transform = show, is_mirrored, transform
+        self._has_mirrored = bool(index.codes and index.codes.mirrored)
         if index.codes and index.codes.patches != self.patches:
             raise UserError(
                 f"{root} has {index.codes.patches} codes an image, not one for each of {self.patches} patches"
             )
-        in_memory = fits_memory(index, self._stored.images, memory_bytes)
+        in_memory = fits_memory(index, self.images, memory_bytes)
         self._order = index.order(root, self.images, seed, in_memory)
-        split = BOTH_WAYS if is_mirrored else split
-        self._source = index.open_split(root, split, self._stored, cache or BlockCache(Path(), 0))
+        self._source = index.open_split(root, split, self._part, cache or BlockCache(Path(), 0))
         self._label_N: Tensor | None = None
-        self._content_NLD: Tensor | None = None  # uint8 pixels, grey is stored once; or float16 codes
+        # uint8 pixels, grey is stored once; or float16 codes, behind them those of the mirrored image where it is read.
+        self._content_NLD: Tensor | None = None
         # Beside the steps, so that what is read ahead waits for none of them.
         self._beside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if in_memory:
-            self._load(index)
+            self._load()
 
     @property
     def damaged(self) -> dict[int, str]:
@@ -166,7 +164,7 @@ class Stream:
     def expect(self, position_B: Tensor) -> None:
         """These will be read soon: what lies far away is fetched meanwhile."""
         if self._content_NLD is None:
-            self._source.expect(self._stored.index(self._place(position_B)).numpy())
+            self._source.expect(self.order(position_B).numpy())
 
     def reads_at_once(self, samples: int) -> int:
         """How many batches of so many images `read` best gives at once, to be split: several, from memory."""
@@ -175,21 +173,18 @@ class Stream:
         values = self._content_NLD[0].numel() * (3 if self._channels == 1 and not self._holds_codes else 1)
         return max(1, _READ_BYTES // (4 * values * samples))
 
-    def _place(self, position_B: Tensor) -> Tensor:
-        """The place in what is stored, where mirrored images lie behind the others."""
-        position_B = position_B.cpu()
-        place_B = self._order.place(position_B)
-        return place_B + self.images * self._is_mirrored(position_B) if self._is_mirrored else place_B
-
     def _read_tokens(self, position_B: Tensor) -> Batch:
-        place_B = self._place(position_B)
+        place_B = self._order.place(position_B.cpu())
         if self._content_NLD is None:
-            content_BLD, label_B = self._read(self._stored.index(place_B))
+            content_BLD, label_B = self._read(self._part.index(place_B))
             content_BLD, label_B = to_device(content_BLD, self.device), to_device(label_B, self.device)
         else:
             place_B = to_device(place_B, self.device)
             content_BLD, label_B = self._content_NLD.index_select(0, place_B), self._label_N[place_B]
         position_B = to_device(position_B, self.device)
+        if self._is_mirrored:
+            plain_BLD, mirrored_BLD = content_BLD.chunk(2, dim=1)
+            content_BLD = torch.where(self._is_mirrored(position_B)[:, None, None], mirrored_BLD, plain_BLD)
         x_BLD = content_BLD.float()
         if not self._holds_codes:
             x_BLD /= 255
@@ -202,22 +197,26 @@ class Stream:
         return Batch(x_BLD, position_B, label_B)
 
     def _read(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, D) as they are stored, uint8 or float16, and labels (B,) int64, from the shards."""
+        """Tokens (B, L, D) as they are stored, uint8 or float16, and labels (B,) int64, from the shards.
+
+        Where codes of mirrored images are read, there are 2 L tokens.
+        """
         content_BN, label_B = self._source.read(index_B.numpy())
         content_BN = torch.from_numpy(content_BN)
+        if self._has_mirrored:
+            content_BN = content_BN.flatten(1, 2) if self._is_mirrored else content_BN[:, 0]
         tokens_BLD = content_BN if self._holds_codes else patchify(content_BN, self._patch_size)
         return tokens_BLD, torch.from_numpy(label_B)
 
-    def _load(self, index: ImageIndex) -> None:
+    def _load(self) -> None:
         """Read all images of the sequence to the device; the shards are needed no more."""
-        values = math.prod(index.content_shape) // self.patches
-        content_NLD = torch.empty(
-            (self._stored.images, self.patches, values), dtype=torch.float16 if self._holds_codes else torch.uint8
-        )
-        label_N = torch.empty(self._stored.images, dtype=torch.int64)
-        places = torch.arange(self._stored.images).split(_CHUNK)
-        read = prefetch(lambda place_B: self._read(self._stored.index(place_B)), places, _LOADERS)
+        content_NLD: Tensor | None = None
+        label_N = torch.empty(self.images, dtype=torch.int64)
+        places = torch.arange(self.images).split(_CHUNK)
+        read = prefetch(lambda place_B: self._read(self._part.index(place_B)), places, _LOADERS)
         for place_B, (content_BLD, label_B) in zip(places, read, strict=True):
+            if content_NLD is None:
+                content_NLD = content_BLD.new_empty((self.images, *content_BLD.shape[1:]))
             content_NLD[place_B[0] : place_B[-1] + 1], label_N[place_B] = content_BLD, label_B
         self._content_NLD, self._label_N = content_NLD.to(self.device), label_N.to(self.device)
         self._source.close()

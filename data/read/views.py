@@ -10,7 +10,7 @@ from data.randomness import uniform
 
 def is_mirrored(seed: int, position_B: Tensor) -> Tensor:
     """Whether the image at each position, (B,) int64, is shown mirrored: (B,) bool, true of half of them."""
-    return uniform(seed, "views", position_B, 4)[:, 0] < 0.5
+    return uniform(seed, "views", position_B, 1)[:, 0] < 0.5
 
 
 def mirrored(x_BLD: Tensor, patch_size: int) -> Tensor:
@@ -30,14 +30,13 @@ class Views:
 
     def __call__(self, x_BLD: Tensor, position_B: Tensor) -> Tensor:
         """The tokens of images, float32, at these positions, (B,) int64 on their device, as they are shown there."""
-        if self._crop < 1:
-            x_BHWC = unpatchify(x_BLD, self._patch_size)
-            u_B3 = uniform(self._seed, "views", position_B, 4)[:, 1:]
-            x_BLD = patchify(self._cut(x_BHWC, u_B3), self._patch_size)
+        x_BHWC = unpatchify(x_BLD, self._patch_size)
+        if self._crop < 1:  # the first number is that of is_mirrored
+            x_BHWC = self._cut(x_BHWC, uniform(self._seed, "views", position_B, 4)[:, 1:])
         if self._flip:
-            is_mirrored_B11 = is_mirrored(self._seed, position_B)[:, None, None]
-            x_BLD = torch.where(is_mirrored_B11, mirrored(x_BLD, self._patch_size), x_BLD)
-        return x_BLD
+            is_mirrored_B111 = is_mirrored(self._seed, position_B)[:, None, None, None]
+            x_BHWC = torch.where(is_mirrored_B111, x_BHWC.flip(2), x_BHWC)
+        return patchify(x_BHWC, self._patch_size)
 
     def _cut(self, x_BHWC: Tensor, u_B3: Tensor) -> Tensor:
         size = x_BHWC.shape[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from biglearn_vae.checkpoint import newest_whole
-from biglearn_vae.images import CACHE, encoded_images, how_encoded, open_codec, open_index
+from biglearn_vae.images import CACHE, encoded_images, open_codec, open_index, what_is_encoded
 from data.errors import UserError
 from data.read.config import DataConfig
 from data.read.index import INDEX_NAME, require_folder_path
@@ -107,7 +107,7 @@ class Stages:
         yield _training("stage_1", title, self.path_1, self.overrides_1, self.stage_1)
 
         command = [script("encode.py"), *encoded_images(data), "--patch-autoencoder", self.stage_1.run_dir]
-        command += ["--out", data.latents, "--device", self.stage_2.engine.device, *how_encoded(data)]
+        command += ["--out", data.latents, "--device", self.stage_2.engine.device, *what_is_encoded(data)]
         yield Step("encode", f"encode the images in {data.latents}", command, Path(data.latents))  # it says when whole
 
         title = f"stage 2, train on the codes in {self.stage_2.run_dir}"

@@ -16,12 +16,13 @@ from biglearn_vae.checkpoint import State
 from biglearn_vae.images import open_codec, open_index, open_stream
 from biglearn_vae.trained import read_patch_autoencoder
 from data.errors import UserError
+from data.patches import patchify, unpatchify
 from data.prepare import prepare
 from data.prepare.at_once import prepare_at_once
 from data.prepare.shard_files import locked
 from data.prepare.verify import verify
 from data.read.config import DataConfig
-from data.read.index import INDEX_NAME, MIRRORED, encode_command, load_index
+from data.read.index import INDEX_NAME, encode_command, load_index
 from data.read.stream import Stream
 from data.storage.storage import storage_of
 from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
@@ -70,11 +71,10 @@ def latents(encoded, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def encoded_both_ways(encoded, tmp_path_factory, digits_shards, autoencoder, world):
-    """The same with the codes of the mirrored training images. Copy the folder to change it."""
-    out = shutil.copytree(encoded, tmp_path_factory.mktemp("both-ways") / "digits")
-    summary = encode(digits_shards, out, autoencoder, world, flip=True)
-    assert "1,797 images, and 1,437 of them mirrored, in 7 shards (4 were there already)" in summary
+def with_mirrored(tmp_path_factory, digits_shards, autoencoder, world):
+    """The same with the codes of the mirrored images. Copy the folder to change it."""
+    out = tmp_path_factory.mktemp("with-mirrored") / "digits"
+    encode(digits_shards, out, autoencoder, world, flip=True)
     return out
 
 
@@ -223,31 +223,44 @@ def test_an_interrupted_folder_is_completed_to_the_same_bytes(
             assert path.stat().st_mtime_ns == mtime
 
 
-def test_mirrored_images_are_added_to_a_whole_folder(encoded, encoded_both_ways, digits_shards, autoencoder, world):
-    assert verify(encoded_both_ways) == []
-    before, after = load_index(encoded), load_index(encoded_both_ways)
-    assert after.images == before.images | {MIRRORED: 1437}
-    assert after.checksum == before.checksum
-    assert content(encoded).items() - content(encoded_both_ways).items() == {
-        (INDEX_NAME, (encoded / INDEX_NAME).read_bytes())
-    }
-    for flip in (False, True):
-        assert "is whole, nothing to do" in encode(digits_shards, encoded_both_ways, autoencoder, world, flip=flip)
-
-
-@pytest.mark.parametrize(
-    "lost",
-    [(), (CODEC,), ("train-mirrored-000001.tar",), ("train-mirrored-000002.tar", "train-mirrored-000002.tar.json")],
-)
-def test_interrupted_mirroring_is_completed_to_the_same_bytes(
-    encoded, encoded_both_ways, digits_shards, autoencoder, world, tmp_path, lost
+def test_the_codes_of_mirrored_images_lie_behind_those_of_the_images(
+    with_mirrored, encoded, digits_shards, autoencoder
 ):
-    latents = shutil.copytree(encoded_both_ways, tmp_path / "latents")
-    shutil.copy(encoded / INDEX_NAME, latents)  # the new one comes last
-    for name in lost:
-        (latents / name).unlink()
-    encode(digits_shards, latents, autoencoder, world, flip=True)
-    assert content(latents) == content(encoded_both_ways)
+    index = load_index(with_mirrored)
+    assert verify(with_mirrored) == []
+    assert index.checksum == load_index(encoded).checksum
+    assert (with_mirrored / CODEC).read_bytes() == (encoded / CODEC).read_bytes()
+    position_B = torch.arange(480, 530)
+    pixels = Stream(load_index(digits_shards), digits_shards, "train", patch_size=16, seed=None).read(position_B)
+    mirrored_BLD = patchify(unpatchify(pixels.x_BLD, 16).flip(2), 16)
+    one, other = (
+        Stream(index, with_mirrored, "train", patch_size=16, seed=None, is_mirrored=chosen).read(position_B).x_BLD
+        for chosen in (None, lambda position_B: position_B % 2 == 1)
+    )
+    plain_BLC, mirrored_BLC = (codes_of(autoencoder, x_BLD).float() for x_BLD in (pixels.x_BLD, mirrored_BLD))
+    expected_BLC = torch.where((position_B % 2 == 1)[:, None, None], mirrored_BLC, plain_BLC)
+    torch.testing.assert_close(one, plain_BLC, rtol=2e-3, atol=1e-6)  # a step of float16
+    torch.testing.assert_close(other, expected_BLC, rtol=2e-3, atol=1e-6)
+    assert not torch.allclose(mirrored_BLC, plain_BLC, rtol=0.1)
+
+
+def test_a_folder_keeps_the_codes_of_mirrored_images(with_mirrored, digits_shards, autoencoder, world, tmp_path):
+    latents = shutil.copytree(with_mirrored, tmp_path / "latents")
+    assert "is whole, nothing to do" in encode(digits_shards, latents, autoencoder, world)
+    (latents / "train-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"train-000001\.tar.* --flip --overwrite"):
+        load_index(latents)
+    encode(digits_shards, latents, autoencoder, world)
+    assert content(latents) == content(with_mirrored)
+
+
+def test_a_folder_without_mirrored_images_is_replaced_on_request(
+    with_mirrored, latents, digits_shards, autoencoder, world
+):
+    with pytest.raises(UserError, match=r"holds other data \(no codes of mirrored images\).*--overwrite"):
+        encode(digits_shards, latents, autoencoder, world, flip=True)
+    encode(digits_shards, latents, autoencoder, world, flip=True, overwrite=True)
+    assert content(latents) == content(with_mirrored)
 
 
 def test_the_statistics_alone_are_the_same(encoded, digits_shards, autoencoder, world, tmp_path):
@@ -403,19 +416,19 @@ def coded(tiny, latents):
 
 
 @pytest.fixture
-def mirrored_too(encoded_both_ways, coded):
-    """coded(*overrides), on codes of mirrored training images as well, half of which are shown."""
-    return partial(coded, "data.flip=true", f"data.latents={encoded_both_ways}")
+def flipped(with_mirrored, coded):
+    """coded(*overrides), of which half of the training images are mirrored."""
+    return partial(coded, "data.flip=true", f"data.latents={with_mirrored}")
 
 
 @pytest.mark.parametrize(
     ("configured", "holdout", "memory_bytes"),
-    [("coded", 0, 2**31), ("coded", 7, 2**31), ("mirrored_too", 7, 2**31), ("mirrored_too", 7, 0)],
+    [("coded", 0, 2**31), ("coded", 7, 2**31), ("flipped", 7, 2**31), ("flipped", 0, 0)],
 )
 def test_encoding_on_the_fly_gives_what_the_shards_hold(request, world, configured, holdout, memory_bytes):
-    coded, named = request.getfixturevalue(configured), (f"data.holdout={holdout}", f"data.memory_bytes={memory_bytes}")
-    ways = (f"data.encode={how}" for how in ("ahead", "on_the_fly"))
-    ahead, on_the_fly = (build_parts(coded(way, *named), world) for way in ways)
+    coded = request.getfixturevalue(configured)
+    named = (f"data.holdout={holdout}", f"data.memory_bytes={memory_bytes}")
+    ahead, on_the_fly = (build_parts(coded(f"data.encode={how}", *named), world) for how in ("ahead", "on_the_fly"))
     assert (ahead.train_stream.images, ahead.test_stream.images) == (1437 - holdout, holdout or 360)
     position_B = torch.arange(1422, 1446)  # over the seam of an epoch
     for mine, theirs in ((ahead.train_stream, on_the_fly.train_stream), (ahead.test_stream, on_the_fly.test_stream)):
@@ -428,27 +441,8 @@ def test_encoding_on_the_fly_gives_what_the_shards_hold(request, world, configur
     assert of_both[0] == of_both[1]
 
 
-@pytest.mark.parametrize("holdout", [0, 7])
-def test_a_sound_image_stands_in_for_a_mirrored_one_of_damaged_codes(
-    encoded_both_ways, mirrored_too, world, tmp_path, holdout
-):
-    latents = shutil.copytree(encoded_both_ways, tmp_path / "damaged")
-    shard = load_index(latents).splits[MIRRORED][0]
-    with (latents / shard.name).open("r+b") as file:
-        file.seek(shard.records[0].codes.offset + 200 + 5 * 4 * 512 * 2)  # of the sixth image
-        file.write(b"\xff" * 8)
-    config = mirrored_too(f"data.latents={latents}", f"data.holdout={holdout}", "data.memory_bytes=0")
-    damaged, sound = build_parts(config, world).train_stream, build_parts(mirrored_too(), world).train_stream
-    for _ in range(2):
-        damaged.read(torch.arange(2 * damaged.images))
-        ((index, line),) = damaged.damaged.items()
-        assert index == 1437 + 5
-        assert "train-mirrored-000000.tar" in line
-    assert not sound.damaged
-
-
 def test_codes_of_mirrored_images_that_are_absent_name_the_command(coded, world):
-    with pytest.raises(UserError, match=r"no codes of mirrored images.*launch/encode\.py.*--flip"):
+    with pytest.raises(UserError, match=r"no codes of mirrored images.*launch/encode\.py.* --flip --overwrite"):
         build_parts(coded("data.flip=true"), world)
 
 
