@@ -141,7 +141,7 @@ def test_codes_of_another_patchae_do_not_pass_for_what_was_learned(finished, sta
     assert "holds other data (codes of another PatchAE)" in refused.stderr
     assert "goes on there" not in refused.stderr
     encode = ["--images", run / "images", "--patch-autoencoder", run / "patch_ae", "--out", run / "latents"]
-    assert start("python", "launch/encode.py", *encode, "--overwrite").returncode == 0
+    assert start("python", "launch/encode.py", *encode, "--flip", "--overwrite").returncode == 0
     refused = start(*command)
     assert refused.returncode == 2
     assert "is of another run (codec" in refused.stderr
@@ -163,6 +163,7 @@ def test_verify_looks_at_the_codec_of_latent_shards(finished, start, tmp_path):
 
 def test_two_processes_complete_what_a_killed_encoding_left(finished, start, root, tmp_path):
     command = ["--images", finished / "images", "--patch-autoencoder", finished / "patch_ae", "--out", tmp_path / "out"]
+    command.append("--flip")
     fault = {"COMMAND": "encode.py", "FAULT": "kill trainer.encoding:write_shard 2"}
     assert start("python", "tests/faults.py", *command, **fault).returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / INDEX_NAME).exists()
