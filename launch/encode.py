@@ -29,6 +29,7 @@ examples:
       --patch-autoencoder runs/celeba_patchae-patch_ae --out datasets/celeba_latents
   python launch/encode.py --images 's3://bucket/faces/{00000..00099}.tar' --image-size 128 \\
       --patch-autoencoder runs/celeba_patchae-patch_ae --out s3://bucket/faces_latents
+  python launch/encode.py --images datasets/celeba --patch-autoencoder runs/celeba_patchae-patch_ae --flip
   python launch/prepare.py verify datasets/celeba_latents
 
 An interrupted run goes on where it was when it is started again. --debug shows the traceback of an error.

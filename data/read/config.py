@@ -42,8 +42,8 @@ class DataConfig(Section):
     max_damaged: int = Field(100, ge=0)
     # Training images that are not trained on but looked at in the place of the test images; the same for any seed.
     holdout: int = Field(0, ge=0)
-    # Whether half of the training images, other ones in each epoch, are mirrored left to right; of codes encoded
-    # ahead with launch/encode.py --flip.
+    # Whether half of the training images, other ones in each epoch, are mirrored left to right. Of codes that are
+    # encoded ahead it needs those of launch/encode.py --flip.
     flip: bool = False
     # Of each training image a square is shown, at random each time: at least this share of its side, enlarged; 1: all.
     crop: float = Field(1.0, gt=0, le=1)
