@@ -47,7 +47,8 @@ from model.patch_autoencoder.codec import CODEC, PatchCodec, codes_of, is_codec_
 from model.patch_autoencoder.network import PatchAutoencoder
 from trainer.ranks.world import World
 
-# 67 MB of codes a shard, twice that with those of mirrored images: the work that an interruption costs, and that processes share.
+# 67 MB of codes a shard, twice that with those of mirrored images: the work that an interruption costs, and that
+# processes share.
 _RECORD_IMAGES, _SHARD_RECORDS = 256, 4
 _MAX_DAMAGED = 100  # images of a split that sound ones may stand in for
 _READERS = 4  # threads that read records ahead

@@ -3,7 +3,9 @@
 import itertools
 import json
 import shlex
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 
@@ -80,11 +82,22 @@ def test_what_a_rank_holds_and_sends(tiny):
     assert [message.sent(4) for message in messages[:3]] == [1.5 * 80, 1.5 * 28, 0.75 * 64]
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """A process of its own: where a world of one rank has begun, none of four can be looked at."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def memory_of_four(config):
+    return expected_memory(config, meta_task(config), 4)
+
+
 @pytest.mark.parametrize("way", scaling.WAYS)
-def test_what_a_rank_holds_is_what_a_dry_run_says(predictor, way):
+def test_what_a_rank_holds_is_what_a_dry_run_says(predictor, way, alone, world):
     """Which has the copy for evaluations, too."""
     config = predictor.of(way, 64)
-    memory = expected_memory(config, meta_task(config), 4)
+    memory = alone.submit(memory_of_four, config).result()
     held = memory.weights + memory.gradients + memory.optimizer - FP32 * predictor.shape.elements
     assert state_bytes(config, predictor.shape, 4) == pytest.approx(held, rel=0.01)
 
