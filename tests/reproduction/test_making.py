@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
 import yaml
 
+from biglearn_vae.capabilities import BigLearnVAE
 from data.errors import UserError
 from launch.commands.machine import machine
 from reproduction import measures
 from reproduction.cell import name_of
 from reproduction.work import Work, _alone
 from tests.reproduction.test_cells import write_grid
+from trainer.metrics.json_lines import read_lines
 from trainer.ranks.stop import StopRequest
 from trainer.run_directory import RunDirectory
 from trainer.tasks.cost import Cost
@@ -30,11 +33,20 @@ def work(tmp_path, tiny, digits_shards, monkeypatch):
     monkeypatch.setattr(measures, "measure_cost", lambda *_: Cost(1.0, 1.0, 1e6))  # seconds each, and tested elsewhere
     monkeypatch.setattr("evaluation.sharpness._SEEN_IMAGES", 128)
     monkeypatch.setattr("evaluation.chains.STEPS", (10, 20))
+    monkeypatch.setattr("evaluation.assessment.PROBE_RATIOS", (0.1, 1.0))
+    monkeypatch.setattr(BigLearnVAE, "pseudo_gibbs", partialmethod(BigLearnVAE.pseudo_gibbs, burn_in=1, steps=1))
     settings = {"data.shards": str(digits_shards), "evaluate.every_images": 48, "checkpoint.every_images": 16}
     grid = write_grid(
         tmp_path, tiny.path, configs=["one.yaml"], values={"method": ["vae", "biglearn_u"]}, settings=settings
     )
     return Work.of(grid, tmp_path / "cells", [])
+
+
+@pytest.fixture
+def unmeasured(work, monkeypatch):
+    """Trainings alone: a cell has the figures of the run's own last evaluation."""
+    monkeypatch.setattr(measures, "_figures", lambda _, run, *__: {"elbos": read_lines(run.evaluations)[-1]})
+    return work
 
 
 def make(work, world, stop=None):
@@ -54,15 +66,15 @@ def test_cells_are_made_one_after_the_other_and_measure_what_claims_ask_for(work
         assert 0 < figures["curve"][0]["seconds"] < figures["curve"][1]["seconds"] <= cell.seconds["training"] * 1.01
         assert cell.images == 96
         assert cell.images_per_epoch == 1437
-        assert len({row["s_ratio"] for row in figures["probe"]}) == 10
+        assert len({row["s_ratio"] for row in figures["probe"]}) == 2
         is_vae = "vae" in name
         ways = {row["way"] for row in figures["times"]}
         assert ways == ({"pseudo-Gibbs", "Metropolis-within-Gibbs"} if is_vae else {"in-painting"})
         assert len({row["of"] for row in figures["bounds"]}) == (1 if is_vae else 5)
 
 
-def test_a_cell_that_is_stopped_goes_on_where_it_was(work, world, tmp_path):
-    work, stop = replace(work, configs=work.configs[1:]), StopRequest()
+def test_a_cell_that_is_stopped_goes_on_where_it_was(unmeasured, world):
+    work, stop = replace(unmeasured, configs=unmeasured.configs[1:]), StopRequest()
     stop.signal = 2
     ((name, cell),) = make(work, world, stop).items()
     assert cell is None
@@ -72,7 +84,8 @@ def test_a_cell_that_is_stopped_goes_on_where_it_was(work, world, tmp_path):
     assert make(work, world)[name].images == 96
 
 
-def test_a_cell_that_another_process_makes_is_left_to_it(work, world):
+def test_a_cell_that_another_process_makes_is_left_to_it(unmeasured, world):
+    work = unmeasured
     with _alone(RunDirectory(work.configs[0].run_dir).path) as is_free:
         assert is_free
         assert [*make(work, world)] == [name_of(work.configs[1])]
@@ -90,9 +103,9 @@ def test_a_training_that_ends_in_nan_is_a_cell_that_says_so(work, world, tmp_pat
     assert cell.failed in failing.status()
 
 
-def test_a_run_of_another_recipe_is_not_taken_for_this_one(work, world, tmp_path):
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(unmeasured, world, tmp_path):
     """Learning rates and lengths are no part of what a resume compares; a cell of such a run would be another's."""
-    short = replace(work, configs=work.configs[1:])
+    work, short = unmeasured, replace(unmeasured, configs=unmeasured.configs[1:])
     ((name, cell),) = make(short, world).items()
     for changed in ("optimizer.learning_rate=0.5", "train.total_images=64"):
         other = Work.of(work.path, tmp_path / "other", [changed])
@@ -105,7 +118,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(work, world, tmp_path
 
 
 def test_figures_that_are_no_numbers_are_a_failed_cell(work, world, monkeypatch):
-    monkeypatch.setattr(measures, "fillings_and_times", lambda *_: [{"error": float("nan")}])
+    monkeypatch.setattr(measures, "_figures", lambda *_: {"times": [{"error": float("nan")}]})
     made = make(replace(work, configs=work.configs[1:]), world)
     assert [cell.failed for cell in made.values()] == ["figures.times.0.error is nan"]
     assert work.found() == made
