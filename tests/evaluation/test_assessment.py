@@ -31,6 +31,15 @@ SMALL = Extent(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_ratios():
+    """Of masks and of probes; what is measured of each is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.assessment.MASK_RATIOS", (0.3, 0.7))
+        patch.setattr("evaluation.assessment.PROBE_RATIOS", (0.1, 1.0))
+        yield
+
+
 def images(count=4, seed=0, side=32):
     return torch.rand(count, side, side, 3, generator=torch.Generator().manual_seed(seed))
 
