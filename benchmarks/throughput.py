@@ -350,7 +350,8 @@ def measure_fractions(cells: list[Cell], repeats: int, world: World) -> list[dic
     sizes = [round(share * patches / 16) for share in (0, 2, 4, 8, 12, 14, 15)]
     seconds: dict[tuple[int, int], list[float]] = {}
     cells = [cell for cell in cells if cell.engine_name == cells[0].engine_name]
-    for repeat in range(-2, max(1, repeats // 4)):  # a CUDA graph is recorded the second time
+    set_up = 2 if world.device.type == "cuda" else 1  # a CUDA graph is recorded the second time
+    for repeat in range(-set_up, max(1, repeats // 4)):
         for n_S in tqdm(sizes, desc="fractions", disable=not world.is_main, leave=False):
             for i, cell in enumerate(cells):
                 groups = len(cell.plans[0].groups)

@@ -22,7 +22,7 @@ def rows_of(start, tmp_path, *arguments) -> list[dict]:
 def test_throughput_reports_every_cell_and_its_ratios(start, tmp_path):
     arguments = ["--device", "cpu", "--cases", "1", "--methods", "vae,biglearn_u", "--modes", "literal,query_only"]
     arguments += ["--repeats", "1", "--fractions", "--engines", "accelerate"]
-    small = ["train.batch_size=16", "objective.plans=1", "model.encoder_depth=1", "model.decoder_depth=1"]
+    small = ["train.batch_size=8", "objective.plans=1", "model.encoder_depth=1", "model.decoder_depth=1"]
     small += ["engine.zero_stage=2", "engine.cuda_graphs=true"]  # which go together on this engine alone
     rows = rows_of(start, tmp_path, "benchmarks/throughput.py", *arguments, *small)
     cells = [row for row in rows if "mask_fraction" not in row]
@@ -74,8 +74,8 @@ def test_stream_compares_every_form(start, tmp_path):
 def test_attention_times_both_phases_of_a_layer(start, tmp_path):
     arguments = ["--device", "cpu", "--cases", "case1", "--dtypes", "fp32", "--batches", "8"]
     rows = rows_of(start, tmp_path, "benchmarks/attention.py", *arguments, "--plans", "1", "--repeats", "1")
-    assert [(row["way"], row["ratio"]) for row in rows][0] == ("rectangles", 1)
-    assert all(row["ms"] > 0 for row in rows)
+    assert [(row["way"], row["ratio"]) for row in rows] == [("rectangles", 1)]  # kernels are interpreted here
+    assert rows[0]["ms"] > 0
 
 
 def test_exporter_times_lines_scrapes_and_steps(start, tmp_path, digits_shards):
