@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import datasets
+from sklearn.utils import Bunch
 
 from biglearn_vae.checkpoint import State
 from biglearn_vae.images import open_codec, open_index, open_stream
@@ -24,6 +27,7 @@ from data.prepare.verify import verify
 from data.read.config import DataConfig
 from data.read.index import INDEX_NAME, encode_command, load_index
 from data.read.stream import Stream
+from data.sources.digits import Digits
 from data.storage.storage import storage_of
 from model.patch_autoencoder.codec import CODEC, codes_of, read_codec, weights_sha256
 from model.patch_autoencoder.network import PatchAutoencoder
@@ -42,10 +46,22 @@ def autoencoder():
     return PatchAutoencoder().requires_grad_(False).eval()
 
 
+@pytest.fixture(scope="module")
+def digits_shards(tmp_path_factory) -> Path:
+    """Every fifth of the digits, instead of all."""
+    out, every = tmp_path_factory.mktemp("images") / "digits", datasets.load_digits()
+    fifth = Bunch(images=every.images[::5], target=every.target[::5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_digits", lambda: fifth)
+        patch.setattr(Digits, "splits", {"train": 288, "test": 72})
+        prepare("digits", out, progress=False)
+    return out
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_shards():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_RECORD_IMAGES", 100)
+        patch.setattr(encoding, "_RECORD_IMAGES", 20)
         patch.setattr(encoding, "_SHARD_RECORDS", 5)
         yield
 
@@ -61,7 +77,7 @@ def encoded(tmp_path_factory, digits_shards, autoencoder, world):
     """The codes of the digits as four shards. Copy the folder to change it."""
     out = tmp_path_factory.mktemp("latents") / "digits"
     summary = encode(digits_shards, out, autoencoder, world)
-    assert "the codes of 1,797 images in 4 shards" in summary
+    assert "the codes of 360 images in 4 shards" in summary
     return out
 
 
@@ -84,7 +100,7 @@ def test_shards_hold_the_codes_and_labels_of_the_images(encoded, digits_shards, 
     assert index.codes.patch_autoencoder_sha256 == weights_sha256(autoencoder)
     assert index.checksum == load_index(digits_shards).checksum
     assert verify(encoded) == []
-    position_B = torch.arange(480, 530)  # over a seam of shards
+    position_B = torch.arange(90, 110)  # over a seam of shards
     pixels = Stream(load_index(digits_shards), digits_shards, "train", patch_size=16, seed=None).read(position_B)
     for memory_bytes in (0, 2**31):
         codes = Stream(index, encoded, "train", patch_size=16, seed=None, memory_bytes=memory_bytes).read(position_B)
@@ -105,7 +121,7 @@ def test_codes_and_their_codec_may_lie_in_s3(encoded, digits_shards, tmp_path, m
         for each in (data, far):
             codec = open_codec(each)
             stream = open_stream(each, open_index(each, codec), "train", None, codec=codec)
-            read.append(stream.read(torch.arange(0, 1437, 50)).x_BLD)
+            read.append(stream.read(torch.arange(0, 288, 10)).x_BLD)
     assert torch.equal(*read)
 
 
@@ -123,7 +139,7 @@ def test_codes_of_tar_files_are_written_to_s3(autoencoder, world, tmp_path, monk
         index = open_index(pixels)
         command = partial(encode_command, data.latents)
         encode_it = partial(encode_images, pixels, index, data.latents, autoencoder, world, command=command)
-        assert "the codes of 120 images in 2 shards" in encode_it()
+        assert "the codes of 120 images in 3 shards" in encode_it()
         assert "is whole, nothing to do" in encode_it()
         assert verify(data.latents) == []
         codec = open_codec(data)
@@ -161,7 +177,7 @@ def test_codes_are_never_lost_to_images(latents):
 def test_webdataset_reads_them(encoded):
     url = str(encoded / "train-{000000..000002}.tar")
     found = [*webdataset.WebDataset(url, shardshuffle=False).decode()]
-    assert sum(len(record["labels.npy"]) for record in found) == 1437
+    assert sum(len(record["labels.npy"]) for record in found) == 288
     assert all(record["codes.npy"].dtype == np.float16 for record in found)
 
 
@@ -230,7 +246,7 @@ def test_the_codes_of_mirrored_images_lie_behind_those_of_the_images(
     assert verify(with_mirrored) == []
     assert index.checksum == load_index(encoded).checksum
     assert (with_mirrored / CODEC).read_bytes() == (encoded / CODEC).read_bytes()
-    position_B = torch.arange(480, 530)
+    position_B = torch.arange(90, 110)
     pixels = Stream(load_index(digits_shards), digits_shards, "train", patch_size=16, seed=None).read(position_B)
     mirrored_BLD = patchify(unpatchify(pixels.x_BLD, 16).flip(2), 16)
     one, other = (
@@ -377,7 +393,7 @@ def test_codes_that_do_not_vary_are_a_clear_error(digits_shards, world, tmp_path
 def test_codes_that_are_not_finite_are_a_clear_error(digits_shards, world, tmp_path):
     diverged = other_autoencoder()
     diverged.encoder[-1].bias[3] = 1e6  # over what float16 can hold
-    with pytest.raises(UserError, match="train images 0 to 99 are not finite"):
+    with pytest.raises(UserError, match="train images 0 to 19 are not finite"):
         encode(digits_shards, tmp_path / "out", diverged, world)
     assert not (tmp_path / "out" / INDEX_NAME).exists()
 
@@ -391,13 +407,13 @@ def test_damaged_images_are_counted_and_sound_ones_stand_in(digits_shards, autoe
     assert "sound images stand in for 1 damaged ones" in encode(images, tmp_path / "out", autoencoder, world)
     code_BLC = (
         Stream(load_index(tmp_path / "out"), tmp_path / "out", "train", patch_size=16, seed=None)
-        .read(torch.arange(1010, 1020))
+        .read(torch.arange(274, 284))
         .x_BLD
     )
     equal_B = (code_BLC[1:] == code_BLC[:-1]).flatten(1).all(1)
     assert equal_B.sum() == 1  # the damaged one is like the next one
     (replaced,) = load_index(tmp_path / "out").replaced
-    assert replaced.stand_in == replaced.index + 1 == 1011 + equal_B.int().argmax()
+    assert replaced.stand_in == replaced.index + 1 == 275 + equal_B.int().argmax()
     assert "CRC-32" in replaced.reason
     (tmp_path / "out" / INDEX_NAME).unlink()
     assert "sound images stand in for 1 damaged ones" in encode(images, tmp_path / "out", autoencoder, world)
@@ -429,8 +445,8 @@ def test_encoding_on_the_fly_gives_what_the_shards_hold(request, world, configur
     coded = request.getfixturevalue(configured)
     named = (f"data.holdout={holdout}", f"data.memory_bytes={memory_bytes}")
     ahead, on_the_fly = (build_parts(coded(f"data.encode={how}", *named), world) for how in ("ahead", "on_the_fly"))
-    assert (ahead.train_stream.images, ahead.test_stream.images) == (1437 - holdout, holdout or 360)
-    position_B = torch.arange(1422, 1446)  # over the seam of an epoch
+    assert (ahead.train_stream.images, ahead.test_stream.images) == (288 - holdout, holdout or 72)
+    position_B = torch.arange(270, 300)  # over the seam of an epoch
     for mine, theirs in ((ahead.train_stream, on_the_fly.train_stream), (ahead.test_stream, on_the_fly.test_stream)):
         one, other = mine.read(position_B), theirs.read(position_B)
         assert torch.equal(one.label_B, other.label_B)
