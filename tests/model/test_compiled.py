@@ -25,6 +25,9 @@ def gradients(task: BigLearnTask, plan: Plan) -> list[torch.Tensor]:
     return [loss.detach(), *(p.grad.clone() for p in task.parameters())]
 
 
+OTHERS = [("vae", "query_only"), ("biglearn_t", "query_only"), ("biglearn_u", "dense")]
+
+
 def as_it_is(graph, inputs):
     return graph.forward
 
@@ -32,10 +35,9 @@ def as_it_is(graph, inputs):
 @pytest.mark.parametrize(
     ("method", "mode", "compiler"),
     [
-        ("vae", "query_only", as_it_is),
-        ("biglearn_t", "query_only", as_it_is),
-        ("biglearn_u", "query_only", aot_eager),  # with a backward pass of its own, which takes longer
-        ("biglearn_u", "dense", as_it_is),
+        *((method, mode, as_it_is) for method, mode in OTHERS),
+        ("biglearn_u", "query_only", aot_eager),  # with a compiled backward pass, which takes twice the time
+        *(pytest.param(method, mode, aot_eager, marks=pytest.mark.exhaustive) for method, mode in OTHERS),
     ],
 )
 def test_compiled_parts_give_the_same_and_are_made_once(method, mode, compiler):

@@ -43,10 +43,9 @@ def work(tmp_path, tiny, digits_shards, monkeypatch):
 
 
 @pytest.fixture
-def unmeasured(work, monkeypatch):
+def unmeasured(monkeypatch):
     """Trainings alone: a cell has the figures of the run's own last evaluation."""
     monkeypatch.setattr(measures, "_figures", lambda _, run, *__: {"elbos": read_lines(run.evaluations)[-1]})
-    return work
 
 
 def make(work, world, stop=None):
@@ -73,8 +72,9 @@ def test_cells_are_made_one_after_the_other_and_measure_what_claims_ask_for(work
         assert len({row["of"] for row in figures["bounds"]}) == (1 if is_vae else 5)
 
 
-def test_a_cell_that_is_stopped_goes_on_where_it_was(unmeasured, world):
-    work, stop = replace(unmeasured, configs=unmeasured.configs[1:]), StopRequest()
+@pytest.mark.usefixtures("unmeasured")
+def test_a_cell_that_is_stopped_goes_on_where_it_was(work, world):
+    work, stop = replace(work, configs=work.configs[1:]), StopRequest()
     stop.signal = 2
     ((name, cell),) = make(work, world, stop).items()
     assert cell is None
@@ -84,8 +84,8 @@ def test_a_cell_that_is_stopped_goes_on_where_it_was(unmeasured, world):
     assert make(work, world)[name].images == 96
 
 
-def test_a_cell_that_another_process_makes_is_left_to_it(unmeasured, world):
-    work = unmeasured
+@pytest.mark.usefixtures("unmeasured")
+def test_a_cell_that_another_process_makes_is_left_to_it(work, world):
     with _alone(RunDirectory(work.configs[0].run_dir).path) as is_free:
         assert is_free
         assert [*make(work, world)] == [name_of(work.configs[1])]
@@ -103,9 +103,10 @@ def test_a_training_that_ends_in_nan_is_a_cell_that_says_so(work, world, tmp_pat
     assert cell.failed in failing.status()
 
 
-def test_a_run_of_another_recipe_is_not_taken_for_this_one(unmeasured, world, tmp_path):
+@pytest.mark.usefixtures("unmeasured")
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(work, world, tmp_path):
     """Learning rates and lengths are no part of what a resume compares; a cell of such a run would be another's."""
-    work, short = unmeasured, replace(unmeasured, configs=unmeasured.configs[1:])
+    short = replace(work, configs=work.configs[1:])
     ((name, cell),) = make(short, world).items()
     for changed in ("optimizer.learning_rate=0.5", "train.total_images=64"):
         other = Work.of(work.path, tmp_path / "other", [changed])
