@@ -76,8 +76,14 @@ def dry_run(config) -> int:
     rank, world_size, _ = adopt_environment()
     if rank == 0:
         require_trackers(config.metrics.trackers, RunDirectory(config.run_dir).trackers)
-    task = meta_task(config)
+    name = MANIFEST_NAME if config.data.source == TARS else INDEX_NAME
+    if is_there(config.data.index_folder, name):  # codes are of as many images
+        sizes = open_index(config.data).images
+    else:
+        sizes = SOURCES[config.data.source].splits if config.data.source in SOURCES else None
+    images_per_epoch = trained_images(sizes["train"], config.data.holdout) if sizes else None
     config.micro_batch_size(world_size)
+    task = meta_task(config)
     parameters = sum(p.numel() for p in task.parameters())
     carried_out, most = config, None
     try:
@@ -88,18 +94,13 @@ def dry_run(config) -> int:
     except UserError as error:  # a login node need not have what the run will have
         ways = {"not_here": str(error)}
     memory = asdict(expected_memory(carried_out, meta_task(config), world_size))
-    name = MANIFEST_NAME if config.data.source == TARS else INDEX_NAME
-    if is_there(config.data.index_folder, name):  # codes are of as many images
-        sizes = open_index(config.data).images
-    else:
-        sizes = SOURCES[config.data.source].splits if config.data.source in SOURCES else None
     counts = {
         "method": config.method,
         "mask_tokens": config.model.mask_tokens,
         "parameters": parameters,
         "parameters_millions_2_20": round(parameters / 2**20, 4),
         **asdict(measure_cost(task, config.data.patches, config.data.token_dim)),
-        "images_per_epoch": trained_images(sizes["train"], config.data.holdout) if sizes else None,
+        "images_per_epoch": images_per_epoch,
         "steps": config.steps,
         "world_size": world_size,
         "ways": ways,

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
-from webdataset import TarWriter
 
 from data.errors import UserError, printable
 from data.files import lock
@@ -73,22 +73,22 @@ def write_shard(
 
 
 def _write_tar(path: Path, part: str, portions: Iterable[Portion]) -> dict[str, int]:
-    """Images of each record by its key."""
+    """Images of each record by its key. In the tar a record is a sample of webdataset, whose package imports torch."""
     counts = {}
-    with path.open("wb") as file:
-        # Fixed owner, mode and time, so that the same images give the same bytes.
-        writer = TarWriter(file, encoder=False, user="biglearn", group="biglearn", mode=0o644, mtime=0)
-        with writer:
-            for key, content_BN, label_B in portions:
-                writer.write(
-                    {
-                        "__key__": key,
-                        "crc32.npy": records.encode(records.checksums(content_BN, label_B)),
-                        f"{part}.npy": records.encode(content_BN),
-                        "labels.npy": records.encode(label_B.astype("<i8")),
-                    }
-                )
-                counts[key] = len(label_B)
+    with tarfile.open(path, "w") as tar:
+        for key, content_BN, label_B in portions:
+            arrays = {
+                part: content_BN,
+                "crc32": records.checksums(content_BN, label_B),
+                "labels": label_B.astype("<i8"),
+            }
+            for name, array in sorted(arrays.items()):
+                content = records.encode(array)
+                member = tarfile.TarInfo(f"{key}.{name}.npy")
+                # Its mode and time are fixed, too, so that the same images give the same bytes.
+                member.size, member.uname, member.gname = len(content), "biglearn", "biglearn"
+                tar.addfile(member, io.BytesIO(content))
+            counts[key] = len(label_B)
     return counts
 
 

@@ -15,8 +15,8 @@ from trainer.tasks.live_bytes import LiveBytes
 
 
 def small(batch_size: int, **changes) -> Config:
-    """Four layers, images of 16 patches; changes: keys of the configuration, or of a section."""
-    model = TINY["model"] | {"embed_dim": 64, "encoder_depth": 2, "decoder_depth": 2}
+    """Two layers, images of 16 patches; changes: keys of the configuration, or of a section."""
+    model = TINY["model"] | {"embed_dim": 64}
     config = TINY | {"model": model, "train": {"batch_size": batch_size, "total_images": 96}}
     config["evaluate"] = {"batch_size": 1}
     for name, values in changes.items():

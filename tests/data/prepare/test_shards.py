@@ -163,6 +163,12 @@ def test_a_script_without_a_guard_prepares_with_several_processes(digits, tmp_pa
     assert contents(tmp_path / "out") == contents(digits[1])
 
 
+def test_a_writing_process_imports_no_torch():
+    """Which would take each of them a second and much of its memory."""
+    code = "import sys, data.prepare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def _all_ended(group: int) -> bool:
     """Whether the writing processes of a dead parent end by themselves."""
     for _ in range(30_000):
