@@ -114,7 +114,7 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("name", ENCODED)
-@bounded(250)
+@bounded(100)
 @given(change=changes())
 def test_an_altered_image_is_an_image_or_damaged(name, change):
     content = change(ENCODED[name])
@@ -244,7 +244,7 @@ def _agree(root, name):
 
 @pytest.mark.parametrize("agrees", [False, True])
 @pytest.mark.parametrize("same_length", [False, True])
-@bounded(100)
+@bounded(50)
 @given(data=st.data())
 def test_an_altered_shard_gives_the_right_images_or_is_refused(whole, copy, same_length, agrees, data):
     name = "test-000000.tar"

@@ -1,6 +1,6 @@
 """Golden losses: what the first steps of every method and mode give, committed.
 
-Within rounding: five steps with SSE, AVX2 or AVX-512 instructions differ by up to 6e-6. A deliberate change of the
+Within rounding: a few steps with SSE, AVX2 or AVX-512 instructions differ by up to 6e-6. A deliberate change of the
 model, the masks, the noise or the data order is written down with
 
     python tests/trainer/test_golden_losses.py > tests/trainer/golden_losses.json
@@ -33,7 +33,7 @@ MUON += ("objective.connected_share=0.5",)
 
 
 def first_losses(case: str, world) -> list[float]:
-    """The losses of five steps of MNIST Case 1's model on synthetic images, on one thread."""
+    """The losses of three steps of MNIST Case 1's model on synthetic images, on one thread."""
     method, mode, *muon = case.split()
     overrides = [f"method={method}", f"model.mask_tokens={mode}", *OVERRIDES, *(MUON if muon else ())]
     config = load_config(ROOT / "configs/paper_case1.yaml", overrides)
@@ -42,7 +42,7 @@ def first_losses(case: str, world) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of a sum depends on the threads
     losses = []
-    for step in range(5):
+    for step in range(3):
         index_B = torch.arange(16) + 16 * step
         x_BLD = uniform(0, "golden images", index_B, 64 * 48).view(16, 64, 48)
         learning = learning_share(config.schedule, 16 * step, 16, config.total_images)

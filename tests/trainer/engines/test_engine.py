@@ -95,7 +95,7 @@ def test_full_state_moves_between_engines(tiny, world, expected, name):
 
 # Inductor's kernels take a minute to compile; tests/launch/test_ranks.py trains with them.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", ["accelerate", "deepspeed 2"])
+@pytest.mark.parametrize("name", ["accelerate", pytest.param("deepspeed 2", marks=pytest.mark.exhaustive)])
 def test_compiled_steps_are_the_same(tiny, world, expected, monkeypatch, name, backend):
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
