@@ -16,8 +16,7 @@ from data.section import Section
 from model.attention import decode_allowed, encode_allowed
 from model.gaussian import Gaussian, Prior
 from model.method import METHODS
-from model.timm_layers import Mlp, build_sincos2d_pos_embed
-from model.transformer import Trunk
+from model.transformer import Mlp, Trunk
 
 INITIAL_LOGVAR = -4.0
 
@@ -66,8 +65,7 @@ class TokenEmbedding(nn.Module):
             nn.Linear(2 * embed_dim, embed_dim),
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        side = round(patches**0.5)
-        self.register_buffer("position_LE", build_sincos2d_pos_embed([side, side], embed_dim), persistent=False)
+        self.register_buffer("position_LE", _positions(round(patches**0.5), embed_dim), persistent=False)
 
     def forward(
         self,
@@ -91,6 +89,15 @@ class TokenEmbedding(nn.Module):
         return self.norm(torch.cat(rows))
 
 
+def _positions(side: int, embed_dim: int) -> Tensor:
+    """(side², embed_dim): sines of row and column, then cosines, each of frequencies from 1 down to 1/10000."""
+    bands = embed_dim // 4
+    frequency_F = 1 / 10000 ** (torch.arange(bands) / bands)
+    place_L = torch.arange(side * side)
+    angle_LAF = torch.stack([place_L // side, place_L % side], dim=1)[:, :, None] * frequency_F
+    return torch.cat([angle_LAF.sin(), angle_LAF.cos()], dim=1).flatten(1)
+
+
 class BigLearnModel(nn.Module):
     """Encode and decode for any S and T. The readable oracle that every fast path is tested against."""
 
@@ -104,8 +111,8 @@ class BigLearnModel(nn.Module):
         else:
             self.encoder = Trunk(config.encoder_depth, width, config.num_heads, ratio)
             self.decoder = Trunk(config.decoder_depth, width, config.num_heads, ratio)
-        self.z_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), out_features=2 * z))
-        self.x_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, out_features=token_dim))
+        self.z_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, int(ratio * width), 2 * z))
+        self.x_head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), Mlp(width, 2 * width, token_dim))
         self.apply(_initialise)
         if config.residual_init == "zero":
             for trunk in {self.encoding_trunk, self.decoding_trunk}:

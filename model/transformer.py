@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
-from model.timm_layers import Mlp
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,18 @@ def attend_by_mask(allowed_BQK: Tensor | None, batch: int) -> Attend:
     return attend
 
 
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them. Parameter names are timm's."""
+
+    def __init__(self, width: int, hidden: int, out_features: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, out_features)
+
+    def forward(self, x_NE: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_NE)))
+
+
 class Block(nn.Module):
     """Pre-LN block: (4+2r)d² + (9+r)d parameters. Parameter names are timm's, so its weights load."""
 
@@ -52,7 +63,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn = Attention(embed_dim, num_heads)
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), embed_dim)
 
     def forward(self, x_NE: Tensor, layer: Layer, attend: Attend, kept: object = None) -> tuple[Tensor, object]:
         """Rows in, those that ask out, and what `attend` keeps."""

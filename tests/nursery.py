@@ -25,7 +25,7 @@ _MESSAGE = 2**20  # bytes that a request has at most
 PACKAGES = (
     "accelerate", "deepspeed", "deepspeed.runtime.zero.stage3", "matplotlib.pyplot", "PIL.Image", "prometheus_client",
     "pydantic", "safetensors.torch", "scipy.stats", "skimage.metrics", "sklearn.datasets", "sklearn.linear_model",
-    "torch._dynamo", "torch.distributed", "tqdm", "yaml", "model.timm_layers",
+    "torch._dynamo", "torch.distributed", "tqdm", "yaml",
 )  # fmt: skip
 _OWN = ("biglearn_vae", "data", "evaluation", "launch", "model", "trainer")
 

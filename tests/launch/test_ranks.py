@@ -40,7 +40,7 @@ LAUNCHERS = {
     "deepspeed and accelerate's engine": (["deepspeed", "--num_gpus", "2", TRAIN], []),
     "torchrun": ([*TORCHRUN, "2", TRAIN], []),
     "torchrun and deepspeed's engine": ([*TORCHRUN, "2", TRAIN], ["engine.name=deepspeed"]),
-    "accelerate launch": (  # as a module: the `accelerate` command imports timm, see model/timm_layers.py
+    "accelerate launch": (  # as a module: the command imports timm where it is, see tests/model/timm_block.py
         ["python", "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", TRAIN], [],
     ),

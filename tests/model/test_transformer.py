@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.timm_layers import TimmBlock
 from model.transformer import Trunk
+from tests.model.timm_block import TimmBlock
 
 
 @pytest.mark.parametrize("mlp_ratio", [2, 4])

@@ -1,8 +1,8 @@
-"""timm's layers, importable beside any torchvision.
+"""timm's block, importable beside any torchvision.
 
 timm imports torchvision. Beside a CPU build of torch, torchvision's PyPI wheel (a CUDA build) cannot load its
-compiled operators, and its import fails while registering shapes for them. BigLearn-VAE uses none of these
-operators, so naming them is enough.
+compiled operators, and its import fails while registering shapes for them. The block uses none of them, so naming
+them is enough.
 """
 
 import sys
@@ -20,7 +20,6 @@ except RuntimeError as error:
     _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from timm.layers import Mlp, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block as TimmBlock
 
-__all__ = ["Mlp", "TimmBlock", "build_sincos2d_pos_embed"]
+__all__ = ["TimmBlock"]
