@@ -92,10 +92,12 @@ class TokenEmbedding(nn.Module):
 def _positions(side: int, embed_dim: int) -> Tensor:
     """(side², embed_dim): sines of row and column, then cosines, each of frequencies from 1 down to 1/10000."""
     bands = embed_dim // 4
-    frequency_F = 1 / 10000 ** (torch.arange(bands) / bands)
-    place_L = torch.arange(side * side)
-    angle_LAF = torch.stack([place_L // side, place_L % side], dim=1)[:, :, None] * frequency_F
-    return torch.cat([angle_LAF.sin(), angle_LAF.cos()], dim=1).flatten(1)
+    with torch.device("cpu"):  # arithmetic on the meta device imports torch's compiler
+        frequency_F = 1 / 10000 ** (torch.arange(bands) / bands)
+        place_L = torch.arange(side * side)
+        angle_LAF = torch.stack([place_L // side, place_L % side], dim=1)[:, :, None] * frequency_F
+        position_LE = torch.cat([angle_LAF.sin(), angle_LAF.cos()], dim=1).flatten(1)
+    return position_LE.to(torch.get_default_device())
 
 
 class BigLearnModel(nn.Module):
@@ -185,6 +187,6 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, TokenEmbedding):
+    elif isinstance(module, TokenEmbedding) and not module.mask_token.is_meta:  # see `_positions`
         nn.init.normal_(module.mask_token, std=0.02)
         nn.init.normal_(module.z_query, std=0.02)
