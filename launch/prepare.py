@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
 from data.errors import UserError
 from data.order.weave import Weave
 from data.prepare.verify import verify
+from data.prepare.writing import default_workers, prepare
 from data.read.index import read_index
 from data.sources import SOURCES
 from data.storage.addresses import TARS, require_addresses
@@ -95,7 +96,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from data.read.config import DataConfig  # slow to import, as above
+    from data.read.config import DataConfig  # imports torch: only now, so that mistakes answer at once
     from data.tars.indexing import index_tars
     from data.values import checked
 
@@ -129,11 +130,6 @@ def main(arguments: list[str]) -> int:
         return _verify(options.folder)
     if options.command == "index":
         return _index(options)
-    from data.prepare.writing import (  # slow to import: only now, so that mistakes answer at once
-        default_workers,
-        prepare,
-    )
-
     prepare(
         options.command,
         options.out,
@@ -167,7 +163,7 @@ def _codec_faults(folder: str) -> list[str]:
     index = read_index(folder)
     if not index.codes:
         return []
-    from model.patch_autoencoder.codec import CODEC, read_codec  # slow to import: only where it is needed
+    from model.patch_autoencoder.codec import CODEC, read_codec  # imports torch: only where it is needed
 
     path = f"{folder}/{CODEC}"
     try:

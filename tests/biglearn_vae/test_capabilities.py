@@ -349,6 +349,7 @@ def test_a_model_trained_without_the_kl_has_no_bound(vae, digits):
 
 
 def test_an_export_is_the_run_and_neither_needs_training_code(vae, digits, digits_run, tmp_path):
+    """Nor torch's compiler, whose import takes as long as all else."""
     vae.export(tmp_path / "model")
     program = f"""
 import sys, torch

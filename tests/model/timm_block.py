@@ -7,7 +7,7 @@ them is enough.
 
 import sys
 
-import torch
+from torch.library import Library
 
 try:
     import timm.layers  # noqa: F401
@@ -16,7 +16,7 @@ except RuntimeError as error:
         raise
     for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
         del sys.modules[name]
-    _operators = torch.library.Library("torchvision", "FRAGMENT")
+    _operators = Library("torchvision", "FRAGMENT")
     _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
