@@ -78,6 +78,13 @@ def test_plain_tar_lists_every_shard(digits):
         assert listed.stdout.split() == expected
 
 
+def test_owner_mode_and_time_of_members_are_fixed(digits):
+    index, root = digits
+    with tarfile.open(root / index.shards[0].name) as tar:
+        found = {(m.uname, m.gname, m.uid, m.gid, m.mode, m.mtime) for m in tar}
+    assert found == {("biglearn", "biglearn", 0, 0, 0o644, 0)}
+
+
 def test_webdataset_reads_every_shard(digits):
     index, root = digits
     for split, samples in SOURCES["digits"].load(None).items():
